@@ -1,0 +1,53 @@
+# make demo    a head CT becomes a report, on this machine      make demo STUDY=DIR  PACS=http://host/dicom-web
+# make test    what CI runs: checks, then the tests               make test-full       the long suites too
+# make check   lint, format, types, layers                        make bench [ONLY=encoder]
+#
+# The first call makes the environment .venv: 6 GB with PyTorch's CUDA builds. Without a GPU take the CPU builds
+# (1.5 GB) by naming PyTorch's CPU package index:  make demo TORCH_INDEX=<its address, see README.md>
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3.13 || command -v python3)
+TORCH ?= torch==2.14.1 torchvision==0.29.1
+TORCH_INDEX ?=
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+STUDY ?=
+PACS ?=
+ONLY ?=
+
+.PHONY: demo test test-full check bench lock clean
+
+$(READY): pyproject.toml deploy/constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "hlip needs Python 3.11 or newer; name one: make PYTHON=...")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) $(TORCH)
+	$(BIN)/pip install --quiet -c deploy/constraints.txt -e '.[dev,server]'
+	@touch $@
+
+demo: $(READY)
+	$(BIN)/python deploy/demo.py $(if $(STUDY),--study "$(STUDY)") $(if $(PACS),--pacs "$(PACS)")
+
+test: $(READY) check
+	@sh deploy/debian-packages.sh
+	$(BIN)/python -m pytest -m "not full"
+
+test-full: $(READY) check
+	@sh deploy/debian-packages.sh
+	$(BIN)/python -m pytest
+
+check: $(READY)
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: $(READY)
+	$(BIN)/python -m deploy.bench $(ONLY)
+
+lock:
+	uv pip compile --universal --no-header --no-annotate --python-version 3.11 --all-extras --quiet pyproject.toml \
+	  --no-emit-package torch --no-emit-package torchvision --no-emit-package triton -o - \
+	  | grep -Ev '^(nvidia|cuda)-' > deploy/constraints.txt
+
+clean:
+	rm -rf $(VENV) demo .cache .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

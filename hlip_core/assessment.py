@@ -1,0 +1,116 @@
+"""What the model says about a study, and how it is put together from scans."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from hlip_core.errors import InputError
+from hlip_core.findings import Finding
+
+if TYPE_CHECKING:
+    from hlip_core.preprocessing import Preprocessing
+    from hlip_core.volume import PreparedScan, SourceVoxel
+
+__all__ = ["Assessment", "FindingScore", "Location", "air_level", "brightest_patch", "order_scans", "thresholds_digest"]
+
+
+@dataclass(frozen=True)
+class Location:
+    """Where the model looked for a finding (not where a lesion is): a voxel of a prepared scan, and its source."""
+
+    series_instance_uid: str
+    z: int
+    y: int
+    x: int
+    source: SourceVoxel
+
+
+@dataclass(frozen=True)
+class FindingScore:
+    """One finding of a study.
+
+    `score` is the published zero-shot score, a cosine. `probability` (0..1) exists only where the bundle has a
+    calibration. `threshold` is on the probability where there is one, else on the score; without a threshold a
+    finding is never positive.
+    """
+
+    finding: Finding
+    score: float
+    probability: float | None
+    threshold: float | None
+    positive: bool
+    location: Location | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Assessment:
+    """The vector of a study ([E] float32, unit length) and its findings, in the order of the table."""
+
+    embedding: np.ndarray
+    findings: tuple[FindingScore, ...]
+    thresholds_digest: str
+    device: str
+
+    @property
+    def positive(self) -> tuple[FindingScore, ...]:
+        """The findings that are positive."""
+        return tuple(finding for finding in self.findings if finding.positive)
+
+
+def thresholds_digest(thresholds: Mapping[str, float | None]) -> str:
+    """SHA-256 (hex) of the thresholds in effect."""
+    canonical = json.dumps(dict(thresholds), sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def order_scans(scans: Iterable[PreparedScan]) -> list[PreparedScan]:
+    """The order in which the encoder sees the series of a study: by series number, then by UID.
+
+    The windows of a series follow each other in the order of the preprocessing specification.
+    """
+    return sorted(scans, key=_place)
+
+
+def _place(scan: PreparedScan) -> tuple[bool, int, str]:
+    number = scan.series_number
+    return number is None, number or 0, scan.series_instance_uid
+
+
+def air_level(preprocessing: Preprocessing) -> float:
+    """The normalised value of a voxel at the lower end of its window, and a little: what is dropped as air."""
+    return (1e-3 - preprocessing.mean) / preprocessing.std
+
+
+def brightest_patch(
+    relevance: np.ndarray, scans: Sequence[PreparedScan], spec: Preprocessing, patch_size: Sequence[int]
+) -> Location | None:
+    """The centre of the most relevant patch that is not air alone, None when there is none.
+
+    `relevance` [N, d, h, w] holds the windows of the scans one after the other, as the encoder saw them.
+    """
+    if len(relevance) != len(scans) * len(spec.windows):
+        raise InputError(f"{len(relevance)} maps for {len(scans)} scans in {len(spec.windows)} windows")
+    margin = (spec.size - spec.crop) // 2
+    tissue = np.stack([_tissue(scan.voxels, spec, patch_size, relevance.shape[1:]) for scan in scans])
+    candidates = np.where(tissue.repeat(len(spec.windows), axis=0), relevance, -1.0)
+    n, *cell = np.unravel_index(int(candidates.argmax()), candidates.shape)
+    if candidates[n, *cell] < 0:
+        return None
+    offset = (0, margin, margin)
+    z, y, x = (int(i) * p + p // 2 + o for i, p, o in zip(cell, patch_size, offset, strict=True))
+    scan = scans[int(n) // len(spec.windows)]
+    return Location(scan.series_instance_uid, z, y, x, scan.source_of(z, y, x))
+
+
+def _tissue(voxels: np.ndarray, spec: Preprocessing, patch_size: Sequence[int], grid: Sequence[int]) -> np.ndarray:
+    """[d, h, w] the patches whose centre holds more than air: above -500 HU, or 2 % of the range of an MR."""
+    margin = (spec.size - spec.crop) // 2
+    starts = (0, margin, margin)
+    centres = np.ix_(*(np.arange(g) * p + p // 2 + s for g, p, s in zip(grid, patch_size, starts, strict=True)))
+    return voxels[centres] > (-500 if spec.modality == "CT" else 655)

@@ -1,0 +1,255 @@
+"""The HLIP study encoder: all scans of a study in, one feature out (arXiv 2505.21862).
+
+A pre-norm vision transformer over 3D patches. Each block attends inside a slice, a scan or the whole study
+(:mod:`hlip_core.hierarchy`). Studies of different sizes go through one call packed, without padding.
+
+Letters: B studies, N scans of a study, D H W voxels of a scan, d h w its patch grid, T patch tokens, R packed rows
+(patch and prefix tokens), P prefix tokens of a group, C channels, A attention heads.
+"""
+
+# ruff: noqa: N806 (upper-case letters are sizes, see above)
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from hlip_core.architectures import ENCODERS, EncoderConfig, patch_grid
+from hlip_core.block import GroupBlock, LayerNorm
+from hlip_core.errors import InputError
+from hlip_core.hierarchy import Groups, Hierarchy
+from hlip_core.positions import resize_sequential, resize_spatial, sincos_1d, sincos_3d
+
+Studies = Tensor | Sequence[Tensor]
+"""Studies of one size [B, N, 1, D, H, W], or a list of studies [N, 1, D, H, W] that may differ in N and D, H, W."""
+
+Head = Literal["sentence", "report"]
+"""What a feature is compared with: one sentence of a report, or (models with a register) the whole report."""
+
+__all__ = ["Encoder", "Head", "PatchEmbed", "Studies", "create_encoder"]
+
+
+class PatchEmbed(nn.Module):
+    """Cuts scans into patches and projects them; ``proj`` is a Conv3d whose kernel is its stride."""
+
+    def __init__(self, patch_size: tuple[int, int, int], in_chans: int, embed_dim: int) -> None:
+        super().__init__()
+        self.patch_size = patch_size
+        self.proj = nn.Conv3d(in_chans, embed_dim, kernel_size=patch_size, stride=patch_size)
+
+    def cut(self, scans: Tensor) -> Tensor:
+        """Voxels of each patch, in the order depth, row, column: [N, 1, D, H, W] -> [N, d*h*w, voxels]."""
+        d, h, w = patch_grid(scans.shape[2:], self.patch_size)
+        pd, ph, pw = self.patch_size
+        whole = scans[:, :, : d * pd, : h * ph, : w * pw]
+        parts = whole.unflatten(4, (w, pw)).unflatten(3, (h, ph)).unflatten(2, (d, pd))  # [n, 1, d, pd, h, ph, w, pw]
+        return parts.permute(0, 2, 4, 6, 1, 3, 5, 7).flatten(4).flatten(1, 3)
+
+    def forward(self, voxels: Tensor) -> Tensor:
+        """Project patches: [..., voxels] -> [..., C]."""
+        weight = self.proj.weight
+        return F.linear(voxels.to(weight.dtype), weight.flatten(1), self.proj.bias)
+
+
+class Encoder(nn.Module):
+    """Studies in, one feature each out.
+
+    In eval mode the same study gives the same feature whatever else is in the batch. In training mode the rows of
+    the sequential table are drawn at random for each study, and ``patch_dropout`` is the share of patch tokens that
+    is left out (the same number in each slice).
+    """
+
+    def __init__(self, config: EncoderConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.patch_dropout = 0.0
+        self.grad_checkpointing = False
+        C = config.embed_dim
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, C))
+        if config.num_registers:
+            self.reg_token = nn.Parameter(torch.zeros(1, config.num_registers, C))
+        self.spatial_posemb = nn.Parameter(sincos_3d(C, config.grid_size), requires_grad=False)
+        if config.max_num_scans > 1:
+            table = sincos_1d(C, config.max_num_scans)[None]
+            self.sequential_posemb = nn.Parameter(table, requires_grad=False)
+        self.patch_embed = PatchEmbed(config.patch_size, config.in_chans, C)
+        self.blocks = nn.ModuleList(GroupBlock(C, config.num_heads) for _ in range(config.depth))
+        self.norm = LayerNorm(C)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Random start: truncated normal of width 0.02, biases zero; position tables stay."""
+        for name, parameter in self.named_parameters():
+            if name.endswith("_token") or (name.endswith("weight") and parameter.ndim > 1):
+                nn.init.trunc_normal_(parameter, std=0.02)
+            elif name.endswith("bias"):
+                nn.init.zeros_(parameter)
+
+    def forward(self, images: Studies, *, scan_index: Any = None, air: float | None = None) -> Tensor:
+        """Features of studies, [B, N, 1, D, H, W] or a list of [N, 1, D, H, W] -> [B, num_features].
+
+        ``images`` are normalised voxels of any depth and number of scans. ``scan_index`` names the rows of the
+        sequential table: N numbers for all studies, or a sequence of them for each study; without it the first N
+        rows are used (all of them resized to N rows when there are more scans than rows). With ``air``, patches
+        whose brightest voxel is not above this value are left out; the class token does not see them.
+
+        Raises :class:`InputError` for a wrong shape, no scan, or voxels that are not finite.
+        """
+        return self.forward_prefix(images, scan_index=scan_index, air=air)[:, 0]
+
+    def forward_prefix(self, images: Studies, *, scan_index: Any = None, air: float | None = None) -> Tensor:
+        """As :meth:`forward`, with a feature for each prefix token (class, registers): [B, P, num_features]."""
+        x, tree = self.embed(images, scan_index=scan_index, air=air)
+        return self.finish(self.run_blocks(x, tree, stop=self.config.depth - 1), tree)
+
+    def forward_features(self, images: Studies, *, scan_index: Any = None, air: float | None = None) -> list[Tensor]:
+        """All tokens of each study after the final norm: B tensors [P + T, C], prefix tokens first."""
+        x, tree = self.embed(images, scan_index=scan_index, air=air)
+        x = tree.regroup(self.run_blocks(x, tree), self.config.levels[-1], "study")
+        return list(self.norm(x).split([size + tree.num_prefix for size in tree["study"].sizes]))
+
+    def embed(self, images: Studies, *, scan_index: Any = None, air: float | None = None) -> tuple[Tensor, Hierarchy]:
+        """Packed tokens [R, C] at the level of the first block, and the tree they belong to."""
+        studies = check_studies(images, self.config)
+        patches, counts, slabs, masks = [], [], [], []
+        for study, rows in zip(studies, self._sequential_rows(studies, scan_index), strict=True):
+            grid = patch_grid(study.shape[2:], self.config.patch_size)
+            voxels = self.patch_embed.cut(study)  # [n, d*h*w, voxels]
+            position = self._position(grid, rows).to(self.cls_token.dtype)  # [n or 1, d*h*w, c]
+            mask = self._mask(voxels, grid, air)
+            if mask is not None:
+                voxels, position = voxels[mask], position.expand(*mask.shape, -1)[mask]  # [t, voxels], [t, c]
+                masks.append(mask.flatten())
+            patches.append((self.patch_embed(voxels) + position).flatten(0, -2))
+            counts.append(_count(mask, len(study), grid))
+            slabs += [grid[0]] * len(study)
+        tree = Hierarchy(
+            torch.cat(counts),
+            slabs=slabs,
+            scans=[len(study) for study in studies],
+            num_prefix=self.config.num_prefix,
+            device=self.cls_token.device,
+            kept=torch.cat(masks) if masks else None,
+        )
+        return self._pack(torch.cat(patches), tree), tree
+
+    def run_blocks(self, x: Tensor, tree: Hierarchy, *, stop: int | None = None) -> Tensor:
+        """The blocks before ``stop`` (all of them) over tokens of the first block's level, [R, C] -> [R', C]."""
+        level = self.config.levels[0]
+        for block, new in list(zip(self.blocks, self.config.levels, strict=True))[:stop]:
+            x, level = tree.regroup(x, level, new), new
+            x = self._run_block(block, x, tree[level])
+        return x
+
+    def finish(self, x: Tensor, tree: Hierarchy) -> Tensor:
+        """The last block, norm and pooling over tokens that all other blocks have seen: -> [B, P, num_features]."""
+        level = self.config.levels[-1]
+        x = self.enter_last(x, tree)
+        if self.config.pool == "cls":  # what the last block does to the patches is not needed
+            return self.norm(tree.pool(self._run_block(self.blocks[-1].forward_prefix, x, tree[level]), level))
+        x = self.norm(tree.regroup(self._run_block(self.blocks[-1], x, tree[level]), level, "study"))
+        groups = tree["study"]
+        prefix = x.index_select(0, groups.prefix_rows).unflatten(0, (len(groups), -1))  # [b, p, c]
+        patches = x.index_select(0, groups.patch_rows).split(groups.sizes)
+        mean = torch.stack([part.sum(0) / max(len(part), 1) for part in patches])[:, None]
+        return torch.cat([prefix, mean.expand_as(prefix)], dim=2)
+
+    def enter_last(self, x: Tensor, tree: Hierarchy) -> Tensor:
+        """Bring what ``run_blocks(stop=depth - 1)`` gives to the level of the last block."""
+        return tree.regroup(x, self.config.levels[max(self.config.depth - 2, 0)], self.config.levels[-1])
+
+    def _run_block(self, function: Any, x: Tensor, groups: Groups) -> Tensor:
+        if self.grad_checkpointing and self.training:
+            return checkpoint(function, x, groups, use_reentrant=False)
+        return function(x, groups)
+
+    def _pack(self, patches: Tensor, tree: Hierarchy) -> Tensor:
+        groups = tree[self.config.levels[0]]
+        prefix = self.cls_token[0]
+        if self.config.num_registers:
+            prefix = torch.cat([prefix, self.reg_token[0]])
+        x = patches.new_empty(groups.num_rows, patches.shape[1])
+        x.index_copy_(0, groups.prefix_rows, prefix.repeat(len(groups), 1).to(x.dtype))
+        return x.index_copy_(0, groups.patch_rows, patches)
+
+    def _sequential_rows(self, studies: Sequence[Tensor], scan_index: Any) -> Iterator[Tensor | None]:
+        """[N, C] rows of the sequential table for each study, None where there is no table."""
+        rows = None if self.config.max_num_scans == 1 else self.sequential_posemb[0].float()
+        for i, study in enumerate(studies):
+            if rows is None:
+                yield None
+            elif scan_index is not None:
+                yield rows[check_scan_index(scan_index, i, len(study), len(rows)).to(rows.device)]
+            elif self.training and len(study) <= len(rows):
+                yield rows[torch.randperm(len(rows))[: len(study)].to(rows.device)]
+            else:
+                yield resize_sequential(rows, len(study))
+
+    def _position(self, grid: tuple[int, int, int], rows: Tensor | None) -> Tensor:
+        """Spatial and sequential position summed in float32: [N or 1, d*h*w, C]."""
+        spatial = resize_spatial(self.spatial_posemb.float(), grid).flatten(1, 3)
+        return spatial if rows is None else spatial + rows[:, None]
+
+    def _mask(self, voxels: Tensor, grid: tuple[int, int, int], air: float | None) -> Tensor | None:
+        """[N, d*h*w] the patches that are kept; None: all of them."""
+        mask = None if air is None else voxels.amax(2) > air
+        if self.training and self.patch_dropout:
+            per_slab = grid[1] * grid[2]
+            keep = max(1, round(per_slab * (1 - self.patch_dropout)))
+            order = torch.rand(len(voxels) * grid[0], per_slab, device=voxels.device).argsort(1)
+            drawn = (order < keep).view(voxels.shape[:2])
+            mask = drawn if mask is None else mask & drawn
+        return mask
+
+
+def _count(mask: Tensor | None, num_scans: int, grid: tuple[int, int, int]) -> Tensor:
+    """[N * d] patches of each slab."""
+    if mask is None:
+        return torch.full((num_scans * grid[0],), grid[1] * grid[2])
+    return mask.view(num_scans * grid[0], -1).sum(1).cpu()
+
+
+def check_studies(images: Studies, config: EncoderConfig) -> list[Tensor]:
+    """The studies of a batch, each [N, 1, D, H, W]; raises :class:`InputError` for what the encoder cannot take."""
+    if isinstance(images, Tensor) and images.ndim != 6:
+        raise InputError(f"images must be [B, N, {config.in_chans}, D, H, W], got {tuple(images.shape)}")
+    studies = list(images)
+    if not studies:
+        raise InputError("no study in the batch")
+    for study in studies:
+        shape = tuple(study.shape)
+        if study.ndim != 5 or shape[1] != config.in_chans:
+            raise InputError(f"a study must be [N, {config.in_chans}, D, H, W], got {shape}")
+        if shape[0] == 0:
+            raise InputError("a study without scans")
+        if 0 in patch_grid(shape[2:], config.patch_size):
+            raise InputError(f"a scan of {shape[2:]} voxels is smaller than a patch of {config.patch_size}")
+        if not study.is_floating_point():
+            raise InputError(f"voxels must be normalised floating point numbers, got {study.dtype}")
+        if not torch.isfinite(study.sum(dtype=torch.float64)):
+            raise InputError("voxels that are not finite (NaN or infinite)")
+    return studies
+
+
+def check_scan_index(scan_index: Any, study: int, num_scans: int, num_rows: int) -> Tensor:
+    """[N] rows of the sequential table for one study, from [N] for all studies or one [N] for each."""
+    shared = torch.as_tensor(scan_index[0]).ndim == 0
+    index = torch.as_tensor(scan_index if shared else scan_index[study], dtype=torch.long)
+    if index.shape != (num_scans,) or index.min() < 0 or index.max() >= num_rows:
+        raise InputError(f"scan_index must name {num_scans} of {num_rows} rows, got {index.tolist()}")
+    return index
+
+
+def create_encoder(name: str, **overrides: Any) -> Encoder:
+    """An encoder of a published architecture with random weights.
+
+    ``name`` is a key of :data:`ENCODERS`; ``overrides`` replace fields of its :class:`EncoderConfig`.
+    The encoder takes [B, N, 1, D, H, W] and gives [B, C]. Raises :class:`InputError` for an unknown name.
+    """
+    if name not in ENCODERS:
+        raise InputError(f"unknown encoder {name!r}; known: {', '.join(ENCODERS)}")
+    return Encoder(replace(ENCODERS[name], **overrides))

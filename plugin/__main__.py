@@ -1,0 +1,5 @@
+"""`python -m plugin` is `hlip`."""
+
+from plugin.cli import main
+
+main()

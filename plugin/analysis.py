@@ -1,0 +1,253 @@
+"""From files to prepared scans, from prepared scans to result objects: the one way of workers and `hlip analyze`."""
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pydicom import Dataset, dcmread
+
+from hlip_core.errors import Refused
+from hlip_core.headers import MALFORMED, lenient
+from hlip_core.preprocessing import Preprocessing
+from hlip_core.reasons import Reason
+from hlip_core.scope import screen
+from hlip_core.volume import PreparedScan, open_series, prepare
+from plugin.lifecycle import SeriesState
+from plugin.results import SeriesFate, StudyReport, build_results, to_bytes
+from plugin.routing import route
+from plugin.settings import RoutingRule
+from plugin.spool import write_durably
+from plugin.study import SeriesView, StudyView
+
+if TYPE_CHECKING:
+    from hlip_core.bundle import Assessment, Bundle
+
+HEADER_GROUPS = frozenset({0x0002, 0x0008, 0x0010, 0x0012, 0x0018, 0x0020, 0x0032, 0x0038, 0x0040})
+
+
+# ---- one series --------------------------------------------------------------------------------------------
+
+
+def prepare_series(
+    paths: Sequence[Path],
+    spec: Preprocessing,
+    rules: Sequence[RoutingRule],
+    *,
+    prepared_path: Path,
+    header_path: Path,
+) -> PreparedScan:
+    """Prepare one series and keep the scan, and the header that results will copy the patient and study from.
+
+    Raises:
+        Refused: with the reason why this series is not analysed.
+    """
+    with lenient():
+        datasets = open_series(paths)
+        keep_header(datasets[0], header_path)
+        screen(datasets, spec)
+        if route(datasets[0], rules) is None:
+            raise Refused(Reason.NOT_ROUTED)
+        scan = prepare(datasets, spec)
+    scan.save(prepared_path)
+    return scan
+
+
+def keep_header(dataset: Dataset, path: Path) -> None:
+    """Write a header without pixels, private elements and functional groups; a broken one is not kept."""
+    header = Dataset()
+    for element in dataset.elements():
+        if element.tag.group in HEADER_GROUPS:
+            header[element.tag] = element
+    implicit, little_endian = dataset.original_encoding
+    header.set_original_encoding(implicit, little_endian, dataset.original_character_set)
+    header.file_meta = dataset.file_meta
+    try:
+        header.save_as(path, enforce_file_format=True)
+    except MALFORMED:
+        path.unlink(missing_ok=True)
+
+
+# ---- one study ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class ResultFile:
+    name: str
+    content: bytes
+    sop_class_uid: str
+    sop_instance_uid: str
+    series_instance_uid: str
+    description: str
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """What there is to say about a study, and the objects that say it."""
+
+    report: StudyReport
+    files: tuple[ResultFile, ...]
+    inputs_digest: str
+
+    @property
+    def assessment(self) -> "Assessment | None":
+        return self.report.assessment
+
+    @property
+    def findings(self) -> list[dict]:
+        """JSON-ready rows, the most certain first."""
+        if self.assessment is None:
+            return []
+        rows = [
+            {
+                "label": score.finding.label,
+                "name": score.finding.name,
+                "critical": score.finding.critical,
+                "score": round(float(score.score), 6),
+                "probability": None if score.probability is None else round(float(score.probability), 6),
+                "threshold": score.threshold,
+                "positive": score.positive,
+            }
+            for score in self.assessment.findings
+        ]
+        return sorted(rows, key=lambda row: (not row["positive"], -row["score"], row["label"]))
+
+
+class NothingToSay(Exception):
+    """No series of the study is for this model, and none should have been: no result object is made."""
+
+    def __init__(self, reason: Reason) -> None:
+        super().__init__(reason.sentence)
+        self.reason = reason
+
+
+def fates(study: StudyView, scans: Mapping[str, PreparedScan], bundle: "Bundle") -> tuple[SeriesFate, ...]:
+    """What becomes of each series; of more prepared scans than the model takes, the least preferred are left out.
+
+    Preferred are axial series, then those with more slices, then the lower SeriesNumber.
+    """
+    windows = len(bundle.preprocessing.windows)
+    best_first = sorted(
+        scans.values(),
+        key=lambda scan: (
+            scan.orientation != "axial",
+            -scan.num_instances,
+            scan.series_number is None,
+            scan.series_number or 0,
+            scan.series_instance_uid,
+        ),
+    )
+    used = {scan.series_instance_uid for scan in best_first[: max(1, bundle.max_scans // windows)]}
+    return tuple(
+        _fate(series, scans.get(series.series_instance_uid), used)
+        for series in study.series
+        if series.state in (SeriesState.PREPARED, SeriesState.REFUSED)
+    )
+
+
+def _fate(series: SeriesView, scan: PreparedScan | None, used: set[str]) -> SeriesFate:
+    described = SeriesFate(
+        series_instance_uid=series.series_instance_uid,
+        series_number=series.series_number,
+        modality=series.modality,
+        series_description=series.series_description,
+        num_instances=len(series.instances),
+        state="refused",
+        reason=Reason(series.reason) if series.reason else Reason.OVER_LIMIT,
+        detail=series.detail,
+    )
+    if scan is None or scan.series_instance_uid not in used:
+        return described
+    return replace(described, state="prepared", reason=None, instances=scan.instances, notes=scan.notes)
+
+
+def inputs_digest(
+    study: StudyView, fate_rows: Sequence[SeriesFate], bundle: "Bundle", thresholds: Mapping[str, float]
+) -> str:
+    """SHA-256 over everything that can change what is said: while it stands, so does the revision."""
+    canonical = {
+        "content": study.content_digest,
+        "fates": [[f.series_instance_uid, f.state, str(f.reason or "")] for f in fate_rows],
+        "bundle": bundle.digest,
+        "thresholds": dict(thresholds),
+    }
+    return hashlib.sha256(json.dumps(canonical, sort_keys=True).encode()).hexdigest()
+
+
+def check_patient(study: StudyView) -> None:
+    """Raises NothingToSay for a study that names two patients: whose would the result be?"""
+    if len(study.patients) > 1:
+        raise NothingToSay(Reason.INCONSISTENT)
+
+
+def check_scope(fate_rows: Sequence[SeriesFate]) -> None:
+    """Raises NothingToSay where nothing was prepared and nothing should have been."""
+    if any(fate.state == "prepared" or (fate.reason and fate.reason.kind == "defect") for fate in fate_rows):
+        return
+    reasons = [fate.reason for fate in fate_rows if fate.reason is not None]
+    raise NothingToSay(max(reasons, key=reasons.count) if reasons else Reason.NON_IMAGE)
+
+
+def analyse_study(
+    study: StudyView,
+    scans: Mapping[str, PreparedScan],
+    source: Dataset,
+    bundle: "Bundle",
+    *,
+    fate_rows: Sequence[SeriesFate],
+    thresholds: Mapping[str, float],
+    device: str,
+    installation_uid: str,
+    created: datetime | None = None,
+) -> Analysis:
+    """Assess the scans and build the result objects of the study's next revision.
+
+    `source` is the header that the patient and study are copied from; `created` defaults to now.
+    """
+    chosen = [scans[fate.series_instance_uid] for fate in fate_rows if fate.state == "prepared"]
+    predecessors = study.current.results if study.current is not None else ()
+    report = StudyReport(
+        source=source,
+        series=tuple(fate_rows),
+        assessment=bundle.assess(chosen, thresholds=thresholds, device=device) if chosen else None,
+        bundle=bundle,
+        revision=study.revision + 1,
+        content_digest=study.content_digest,
+        created=created or datetime.now(UTC).astimezone(),
+        installation_uid=installation_uid,
+        predecessors=tuple((r.sop_class_uid, r.sop_instance_uid, r.series_instance_uid) for r in predecessors),
+    )
+    files = tuple(_result_file(result) for result in build_results(report))
+    return Analysis(report, files, inputs_digest(study, fate_rows, bundle, thresholds))
+
+
+def _result_file(result: Dataset) -> ResultFile:
+    slug = re.sub(r"[^a-z0-9]+", "-", str(result.SeriesDescription).lower()).strip("-")
+    return ResultFile(
+        name=f"{result.SeriesNumber}-{slug}.dcm",
+        content=to_bytes(result),
+        sop_class_uid=str(result.SOPClassUID),
+        sop_instance_uid=str(result.SOPInstanceUID),
+        series_instance_uid=str(result.SeriesInstanceUID),
+        description=str(result.SeriesDescription),
+    )
+
+
+def read_source(study: StudyView, header_paths: Mapping[str, Path]) -> Dataset:
+    """The kept header of the first series, images of the model's kind first. Raises FileNotFoundError where none is."""
+    for series in sorted(study.series, key=lambda series: (not series.has_content, series.order)):
+        path = header_paths.get(series.series_instance_uid)
+        if path is not None and path.is_file():
+            return dcmread(path)
+    raise FileNotFoundError("no readable header is kept of this study")
+
+
+def write_files(files: Sequence[ResultFile], folder: Path) -> list[Path]:
+    """Write result objects into an existing folder."""
+    for file in files:
+        write_durably(folder / file.name, file.content)
+    return [folder / file.name for file in files]

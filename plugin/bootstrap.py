@@ -1,0 +1,126 @@
+"""The composition root: settings in, the parts of a running plugin out. Nothing else puts them together."""
+
+import fcntl
+import logging
+import subprocess
+import sys
+from functools import cached_property
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pydicom
+import structlog
+
+from plugin.settings import LogSettings, Settings
+from plugin.spool import Spool
+
+if TYPE_CHECKING:
+    from hlip_core.bundle import Bundle
+    from plugin.delivery import Outbox
+    from plugin.index.database import Database
+
+UNTRAINED = "untrained"
+
+
+def configure(settings: LogSettings) -> None:
+    """Logging, and the libraries' manners, for this process.
+
+    Logs carry UIDs and counts, never what names a patient: libraries that print data sets stay quiet. Values that
+    break their VR's rules are read as they are; what we write is held to the rules.
+    """
+    pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
+    renderer = (
+        structlog.processors.JSONRenderer()
+        if settings.format == "json"
+        else structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())
+    )
+    structlog.configure(
+        processors=[
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso"),
+            structlog.processors.format_exc_info,
+            renderer,
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(getattr(logging, settings.level.upper())),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        cache_logger_on_first_use=True,
+    )
+    for library in ("pydicom", "pynetdicom", "dicomweb_client", "highdicom"):
+        logging.getLogger(library).setLevel(logging.CRITICAL)
+
+
+class Plugin:
+    """The parts, each made when it is first needed: a role pays only for what it uses."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+
+    @cached_property
+    def spool(self) -> Spool:
+        spool = self.settings.spool
+        return Spool(spool.folder, min_free_gigabytes=spool.min_free_gigabytes)
+
+    @cached_property
+    def database(self) -> "Database":
+        from plugin.index.database import Database
+
+        return Database(self.settings.index_url, lock=self.spool / "index.lock")
+
+    @cached_property
+    def outbox(self) -> "Outbox":
+        from plugin.delivery import Outbox
+
+        return Outbox.from_settings(self.settings)
+
+    @cached_property
+    def bundle(self) -> "Bundle":
+        """The model bundle of the settings.
+
+        Raises:
+            hlip_core.errors.BundleError: it cannot be loaded.
+            ValueError: a threshold of the settings names no finding of it.
+        """
+        from hlip_core.bundle import load_bundle
+
+        bundle = load_bundle(self._bundle_path())
+        labels = {finding.label for finding in bundle.findings.findings}
+        if unknown := sorted(self.settings.thresholds.keys() - labels):
+            raise ValueError(
+                f"thresholds for {', '.join(unknown)}, which {bundle.name} does not know; "
+                f"it knows {', '.join(sorted(labels))}"
+            )
+        return bundle
+
+    def _bundle_path(self) -> Path:
+        """Where the bundle lies. The untrained one is made on first use, by a process that may load torch for it."""
+        name = self.settings.model.bundle
+        if name != UNTRAINED:
+            return Path(name).expanduser()
+        path = self.spool.models / f"{UNTRAINED}-{version('hlip-pacs')}"
+        with (self.spool.models / ".lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not path.is_dir():
+                make = "import sys; from hlip_core.bundle import write_untrained_bundle as w; w(sys.argv[1])"
+                subprocess.run([sys.executable, "-c", make, str(path)], check=True)
+        return path
+
+    @cached_property
+    def device(self) -> str:
+        """`cuda` where there is one and the settings say ``auto``. Sets torch's number of threads."""
+        import torch
+
+        if threads := self.settings.model.threads:
+            torch.set_num_threads(threads)
+        wanted = self.settings.model.device
+        return ("cuda" if torch.cuda.is_available() else "cpu") if wanted == "auto" else wanted
+
+    @cached_property
+    def installation_uid(self) -> str:
+        return self.spool.installation_uid()
+
+    @property
+    def holds_results(self) -> bool:
+        """Whether results stay here, since no setting lets those of an unproven model out."""
+        allowed = self.settings.delivery.send_results_of_untrained_or_phantom_models
+        return self.bundle.status != "trained" and not allowed

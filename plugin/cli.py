@@ -1,0 +1,234 @@
+"""The command `hlip`."""
+
+import json
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from pydantic import ValidationError
+from rich.console import Console
+
+from hlip_core.errors import HlipError
+from plugin.bootstrap import Plugin, configure
+from plugin.lifecycle import WORK_QUEUES
+from plugin.settings import load_settings
+
+app = typer.Typer(
+    name="hlip",
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+    pretty_exceptions_show_locals=False,
+    help="""An AI result for every head CT, in the PACS, minutes after the scan.
+
+**Research software, not a medical device.**
+
+Start with `hlip serve`: it listens for C-STORE on 127.0.0.1:11112 (AE title HLIP), analyses each head CT that
+settles, and writes DICOM Structured Reports. Or try `hlip analyze FOLDER --out RESULTS` without any server.
+
+Settings come from a TOML file (`--config hlip.toml`; every setting is explained in deploy/hlip.toml), and each can
+be overridden as a variable `HLIP_SECTION__KEY`, such as `HLIP_LISTENER__PORT=4104`.""",
+)
+console = Console()
+errors = Console(stderr=True)
+
+Config = Annotated[
+    Path | None,
+    typer.Option("--config", "-c", help="Settings file (TOML). Without one, defaults.", envvar="HLIP_CONFIG"),
+]
+
+
+def _plugin(config: Path | None) -> Plugin:
+    plugin = Plugin(load_settings(config))
+    configure(plugin.settings.log)
+    return plugin
+
+
+@app.command()
+def serve(config: Config = None) -> None:
+    """Run everything on this machine: listener, scheduler and workers, one process each.
+
+    Needs no database server and no broker. Ctrl-C or SIGTERM stops it; whatever was acknowledged is kept, and
+    work that was under way is taken up at the next start.
+    """
+    from plugin import screens
+    from plugin.roles import Supervisor
+
+    plugin = _plugin(config)
+    screens.print_welcome(errors, plugin)
+    Supervisor(plugin, config).run()
+
+
+@app.command()
+def listen(config: Config = None) -> None:
+    """Run the DICOM listener alone: C-STORE and C-ECHO into the spool. Needs no database and no broker."""
+    from plugin import roles
+
+    roles.die_with_parent()
+    roles.listen(_plugin(config))
+
+
+@app.command()
+def schedule(config: Config = None) -> None:
+    """Run the scheduler alone: indexes arrivals, settles series and studies, announces work.
+
+    One scheduler a site. It brings the index to this version's schema when it starts.
+    """
+    from plugin import roles
+
+    roles.die_with_parent()
+    roles.schedule(_plugin(config))
+
+
+@app.command()
+def work(
+    queue: Annotated[
+        list[str],
+        typer.Option(help=f"What to work on: {', '.join(WORK_QUEUES)}. Give it again for several."),
+    ] = list(WORK_QUEUES),  # noqa: B006 (typer copies it)
+    config: Config = None,
+) -> None:
+    """Run a worker: prepare series (CPU), analyse studies (GPU where there is one), deliver results.
+
+    As many as you like, on as many hosts as share the spool, the index and the broker; one `analyse` worker a GPU.
+    """
+    from plugin import roles
+
+    if unknown := sorted(set(queue) - set(WORK_QUEUES)):
+        raise typer.BadParameter(f"no queue {', '.join(unknown)}; there are {', '.join(WORK_QUEUES)}")
+    roles.die_with_parent()
+    roles.work(_plugin(config), queue)
+
+
+@app.command()
+def analyze(
+    paths: Annotated[list[Path], typer.Argument(help="DICOM files or folders.", exists=True)],
+    out: Annotated[Path, typer.Option(help="Where results go: a folder per study in it.")],
+    config: Config = None,
+) -> None:
+    """Analyse a folder of DICOM: result objects and findings.json out, no server.
+
+    The same steps, the same model and the same result UIDs as the served road. Exits with 1 when no study could be
+    analysed.
+    """
+    from plugin import screens
+    from plugin.folder import analyse_folder
+
+    plugin = _plugin(config)
+    out.mkdir(parents=True, exist_ok=True)
+    with screens.progress(errors) as progress:
+        outcomes = list(analyse_folder(plugin, paths, out, device=plugin.device, progress=progress))
+    for outcome in outcomes:
+        screens.print_outcome(console, outcome)
+    if not outcomes:
+        errors.print("No DICOM instance found.")
+    if not any(outcome.analysis for outcome in outcomes):
+        raise typer.Exit(1)
+
+
+@app.command()
+def status(
+    study: Annotated[list[str] | None, typer.Argument(help="StudyInstanceUIDs; all without.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="As JSON, for programs.")] = False,
+    limit: Annotated[int, typer.Option(help="How many of the latest studies.", min=1)] = 20,
+    watch: Annotated[bool, typer.Option(help="Keep showing it, until Ctrl-C.")] = False,
+    config: Config = None,
+) -> None:
+    """Show what was received, what became of it, and what waits. Names no patient."""
+    from rich.live import Live
+
+    from plugin import screens
+
+    plugin = _plugin(config)
+
+    def read() -> dict:
+        return screens.read_status(plugin, study_uids=study or (), limit=limit)
+
+    if as_json:
+        print(json.dumps(read(), indent=2))
+    elif watch:
+        with Live(screens.status_table(read()), console=console, screen=False) as live:
+            while True:
+                time.sleep(1)
+                live.update(screens.status_table(read()))
+    else:
+        console.print(screens.status_table(read()))
+
+
+@app.command()
+def retry(
+    study: Annotated[str | None, typer.Argument(help="StudyInstanceUID. Without: all.")] = None,
+    held: Annotated[
+        bool,
+        typer.Option(help="Also send results that were held back, if the settings now let them out."),
+    ] = False,
+    config: Config = None,
+) -> None:
+    """Take up again what was given up: crashed series, failed studies, deliveries that were refused or wait.
+
+    With a StudyInstanceUID, that study is prepared and analysed anew; if it says the same as before, nothing new is
+    sent.
+    """
+    from plugin.index import outcomes
+
+    plugin = _plugin(config)
+    taken = outcomes.retry(plugin.database, study_instance_uid=study)
+    console.print(f"{taken.series} series, {taken.studies} studies, {taken.deliveries} deliveries wait again.")
+    if held:
+        if plugin.holds_results:
+            errors.print(
+                "Held results stay: the model is "
+                f"{plugin.bundle.status}. To send them all the same, set "
+                "delivery.send_results_of_untrained_or_phantom_models = true."
+            )
+            raise typer.Exit(1)
+        console.print(f"{outcomes.let_out_held(plugin.database)} held results wait for delivery.")
+
+
+@app.command()
+def show(
+    what: Annotated[str, typer.Argument(help="A Structured Report's file, or a StudyInstanceUID.")],
+    as_html: Annotated[bool, typer.Option("--html", help="As a page of HTML, on standard output.")] = False,
+    config: Config = None,
+) -> None:
+    """Show a Structured Report as a readable page: any file of ours or of others, or a study's current results."""
+    from pydicom import dcmread
+
+    from plugin.results import readable
+
+    paths = [Path(what)] if Path(what).is_file() else _current_reports(_plugin(config), what)
+    for path in paths:
+        page = readable.page_of(dcmread(path))
+        if as_html:
+            print(readable.html(page))
+        else:
+            console.print(readable.terminal(page))
+
+
+def _current_reports(plugin: Plugin, study_instance_uid: str) -> list[Path]:
+    """Files of the study's current result objects. Raises ValueError where there is none."""
+    from plugin.index.overview import overview
+
+    for study in overview(plugin.database, study_uids=[study_instance_uid])["studies"]:
+        for revision in study["revisions"]:
+            if revision["current"]:
+                return [plugin.spool / result["path"] for result in revision["results"]]
+    raise ValueError("neither a file nor the StudyInstanceUID of a study with results")
+
+
+def _explain(error: Exception) -> str:
+    if isinstance(error, ValidationError):
+        lines = (f"  {'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors(include_input=False))
+        return "The settings are wrong:\n" + "\n".join(lines)
+    return str(error)
+
+
+def main(run: Callable[[], None] = app) -> None:
+    """Entry point: errors that a user can mend are printed in a sentence or two, without a traceback."""
+    try:
+        run()
+    except (ValidationError, HlipError, OSError, TimeoutError, ValueError) as error:
+        errors.print(f"[red]hlip:[/red] {_explain(error)}", highlight=False)
+        sys.exit(2)

@@ -1,0 +1,86 @@
+"""DIMSE as a user (SCU): C-ECHO and C-STORE to a peer (PS3.7 sections 9.1.1 and 9.1.5)."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydicom import Dataset, dcmread
+from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
+from pynetdicom import AE
+from pynetdicom.presentation import PresentationContext, build_context
+from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]
+
+
+class PeerUnavailable(Exception):
+    """No association, or it broke: try again later."""
+
+
+class PeerRefused(Exception):
+    """The peer answered that it does not take this object."""
+
+
+@dataclass(frozen=True)
+class Peer:
+    """A DICOM node."""
+
+    host: str
+    port: int
+    ae_title: str
+    calling_ae_title: str = "HLIP"
+    timeout_seconds: float = 60
+
+
+def _application_entity(peer: Peer, contexts: list[PresentationContext]) -> AE:
+    ae = AE(ae_title=peer.calling_ae_title)
+    ae.requested_contexts = contexts
+    ae.acse_timeout = ae.dimse_timeout = ae.network_timeout = ae.connection_timeout = peer.timeout_seconds
+    return ae
+
+
+def _contexts_for(headers: Iterable[Dataset]) -> list[PresentationContext]:
+    """One context for each SOP class and transfer syntax; uncompressed ones offer both uncompressed syntaxes."""
+    plain = (ExplicitVRLittleEndian, ImplicitVRLittleEndian)
+    wanted: dict[tuple[str, tuple[str, ...]], None] = {}
+    for header in headers:
+        syntax = header.file_meta.TransferSyntaxUID
+        wanted[(header.file_meta.MediaStorageSOPClassUID, plain if syntax in plain else (syntax,))] = None
+    return [build_context(sop_class, list(syntaxes)) for sop_class, syntaxes in wanted]
+
+
+def echo(peer: Peer) -> bool:
+    """Whether the peer answers a C-ECHO with success."""
+    association = _application_entity(peer, [build_context(Verification)]).associate(
+        peer.host, peer.port, ae_title=peer.ae_title
+    )
+    if not association.is_established:
+        return False
+    status = association.send_c_echo()
+    association.release()
+    return status.get("Status") == 0x0000
+
+
+def send(paths: Iterable[Path], peer: Peer) -> Iterator[tuple[Path, int]]:
+    """C-STORE Part 10 files over one association; yields each file with the response's status.
+
+    Raises:
+        PeerUnavailable: no association, or it broke before the end; files already yielded were answered.
+        PeerRefused: the peer accepts no presentation context for a file.
+    """
+    paths = list(paths)
+    headers = [dcmread(path, stop_before_pixels=True, specific_tags=["SOPClassUID"]) for path in paths]
+    association = _application_entity(peer, _contexts_for(headers)).associate(
+        peer.host, peer.port, ae_title=peer.ae_title
+    )
+    if not association.is_established:
+        raise PeerUnavailable(f"no association with {peer.ae_title} at {peer.host}:{peer.port}")
+    try:
+        for path in paths:
+            status = association.send_c_store(path)
+            if "Status" not in status:
+                raise PeerUnavailable(f"the association with {peer.ae_title} broke")
+            yield path, int(status.Status)
+    except ValueError as error:  # pynetdicom: no accepted presentation context
+        raise PeerRefused(f"{peer.ae_title} accepts no presentation context for the object") from error
+    finally:
+        if association.is_established:
+            association.release()

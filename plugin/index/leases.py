@@ -1,0 +1,194 @@
+"""Work, claimed from the index: the most urgent ready item, by one atomic statement, for a limited time.
+
+A killed worker's lease runs out by the database's clock and its item is claimed again; a message of the broker
+says only that there may be work.
+"""
+
+import threading
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import ColumnElement, Select, and_, or_, select, update
+from sqlalchemy.orm import aliased
+
+from plugin.index.database import Database, clock
+from plugin.index.tables import Delivery, Result, Revision, Series, Study
+from plugin.lifecycle import DELIVERY_STEPS, SERIES_STEPS, STUDY_STEPS, DeliveryState, SeriesState, StudyState
+
+
+@dataclass(frozen=True)
+class Queue:
+    """One kind of work: the rows that hold it, the states in which it waits and is being done, its order."""
+
+    name: str
+    table: Any
+    steps: dict
+    waiting: str
+    busy: str
+    gives_up: bool
+
+
+QUEUES = {
+    queue.name: queue
+    for queue in (
+        Queue("prepare", Series, SERIES_STEPS, SeriesState.READY, SeriesState.PREPARING, gives_up=True),
+        Queue("analyse", Study, STUDY_STEPS, StudyState.READY, StudyState.ANALYSING, gives_up=True),
+        Queue("deliver", Delivery, DELIVERY_STEPS, DeliveryState.WAITING, DeliveryState.SENDING, gives_up=False),
+    )
+}
+
+
+@dataclass(frozen=True)
+class Claim:
+    """The right to work on a row until the lease ends."""
+
+    queue: str
+    id: int
+    owner: str
+    attempts: int
+
+
+def _claimable(queue: Queue, table: Any, max_attempts: int) -> ColumnElement[bool]:
+    due = or_(
+        and_(table.state == queue.waiting, table.next_try_at <= clock()),
+        and_(table.state == queue.busy, table.lease_until < clock()),
+    )
+    return and_(due, table.attempts < max_attempts) if queue.gives_up else due
+
+
+def _most_urgent_first(queue: Queue, table: Any) -> Select:
+    """The queue's rows in the order of service: by the study's priority, then the longest waiting."""
+    if queue.name == "prepare":
+        return select(table.id).join(Study, Study.id == table.study_id).order_by(Study.priority, table.id)
+    if queue.name == "analyse":
+        return select(table.id).order_by(table.priority, table.last_image_at, table.id)
+    return (
+        select(table.id)
+        .join(Result, Result.id == table.result_id)
+        .join(Revision, Revision.id == Result.revision_id)
+        .join(Study, Study.id == Revision.study_id)
+        .order_by(Study.priority, table.id)
+    )
+
+
+def claim(database: Database, name: str, *, owner: str, lease_seconds: float, max_attempts: int) -> Claim | None:
+    """Take the most urgent item of a queue, or None where there is none."""
+    queue = QUEUES[name]
+    token = f"{owner[:90]}/{uuid.uuid4().hex}"  # no two claims alike, so that an old one never passes for a new one
+    candidate = aliased(queue.table)
+    best = (
+        _most_urgent_first(queue, candidate)
+        .where(_claimable(queue, candidate, max_attempts))
+        .limit(1)
+        .with_for_update(of=candidate, skip_locked=True)
+        .scalar_subquery()
+    )
+    take = (
+        update(queue.table)
+        .where(queue.table.id == best)
+        .values(
+            state=queue.busy,
+            lease_owner=token,
+            lease_until=clock() + lease_seconds,
+            attempts=queue.table.attempts + 1,
+        )
+        .returning(queue.table.id, queue.table.attempts)
+        .execution_options(synchronize_session=False)
+    )
+    with database.write() as session:
+        row = session.execute(take).first()
+        return Claim(name, row.id, token, row.attempts) if row is not None else None
+
+
+def held(item: Claim) -> ColumnElement[bool]:
+    """The WHERE of every outcome: the claim still stands, so its worker alone may write."""
+    queue = QUEUES[item.queue]
+    table = queue.table
+    return and_(table.id == item.id, table.lease_owner == item.owner, table.state == queue.busy)
+
+
+def renew(database: Database, item: Claim, lease_seconds: float) -> bool:
+    """Extend the lease; False where it is lost."""
+    table = QUEUES[item.queue].table
+    extend = (
+        update(table)
+        .where(held(item))
+        .values(lease_until=clock() + lease_seconds)
+        .execution_options(synchronize_session=False)
+    )
+    with database.write() as session:
+        return session.execute(extend).rowcount == 1  # type: ignore[attr-defined]
+
+
+@contextmanager
+def kept_alive(database: Database, item: Claim, lease_seconds: float) -> Iterator[None]:
+    """Renew the lease in the background for as long as the work goes on."""
+    done = threading.Event()
+
+    def keep() -> None:
+        while not done.wait(lease_seconds / 3):
+            if not renew(database, item, lease_seconds):
+                return
+
+    thread = threading.Thread(target=keep, name=f"lease-{item.queue}-{item.id}", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+
+
+def claimable(database: Database, name: str, *, max_attempts: int, limit: int = 200) -> list[int]:
+    """Ids of the items of a queue that wait to be claimed now."""
+    queue = QUEUES[name]
+    with database.read() as session:
+        rows = _most_urgent_first(queue, queue.table).where(_claimable(queue, queue.table, max_attempts))
+        return list(session.scalars(rows.limit(limit)))
+
+
+def put_back(database: Database, item: Claim, *, detail: str, wait_seconds: float) -> None:
+    """The work failed for now: it waits, and is claimed again after `wait_seconds`."""
+    queue = QUEUES[item.queue]
+    back = (
+        update(queue.table)
+        .where(held(item))
+        .values(
+            state=queue.steps["failed once"].target,
+            detail=detail,
+            lease_owner=None,
+            lease_until=None,
+            next_try_at=clock() + wait_seconds,
+        )
+        .execution_options(synchronize_session=False)
+    )
+    with database.write() as session:
+        session.execute(back)
+
+
+def give_up(database: Database, *, max_attempts: int) -> int:
+    """Items that were tried often enough, the killed ones too, get the reason ``crashed``. How many."""
+    given_up = 0
+    with database.write() as session:
+        for queue in QUEUES.values():
+            if not queue.gives_up:
+                continue
+            table = queue.table
+            exhausted = and_(
+                table.attempts >= max_attempts,
+                or_(
+                    table.state == queue.waiting,
+                    and_(table.state == queue.busy, table.lease_until < clock()),
+                ),
+            )
+            result = session.execute(
+                update(table)
+                .where(exhausted)
+                .values(state=queue.steps["gave up"].target, reason="crashed", lease_owner=None, lease_until=None)
+                .execution_options(synchronize_session=False)
+            )
+            given_up += result.rowcount  # type: ignore[attr-defined]
+    return given_up

@@ -1,0 +1,283 @@
+"""What work came to: the only writes that end a claim. Each does nothing, and says so, where the claim is lost."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from sqlalchemy import func, select, update
+from sqlalchemy.orm import Session
+
+from plugin.index.database import Database, clock
+from plugin.index.leases import Claim, held
+from plugin.index.tables import Delivery, Event, Result, Revision, Series, Study
+from plugin.lifecycle import (
+    DELIVERY_STEPS,
+    SERIES_STEPS,
+    STUDY_STEPS,
+    DeliveryState,
+    StudyState,
+)
+
+
+def _end(session: Session, claim: Claim, table: type[Series | Study | Delivery], **values: object) -> bool:
+    values = {"lease_owner": None, "lease_until": None, "detail": "", **values}
+    ended = update(table).where(held(claim)).values(**values).execution_options(synchronize_session=False)
+    return session.execute(ended).rowcount == 1  # type: ignore[attr-defined]
+
+
+# ---- prepare -----------------------------------------------------------------------------------------------
+
+
+def series_prepared(database: Database, claim: Claim, *, notes: Sequence[str], seconds: float) -> bool:
+    with database.write() as session:
+        return _end(
+            session,
+            claim,
+            Series,
+            state=SERIES_STEPS["prepared"].target,
+            reason=None,
+            notes=list(notes),
+        ) and _series_event(session, claim, "prepared", seconds)
+
+
+def series_refused(database: Database, claim: Claim, *, reason: str, detail: str, seconds: float) -> bool:
+    with database.write() as session:
+        return _end(
+            session,
+            claim,
+            Series,
+            state=SERIES_STEPS["refused"].target,
+            reason=reason,
+            detail=detail,
+        ) and _series_event(session, claim, "refused", seconds)
+
+
+def _series_event(session: Session, claim: Claim, stage: str, seconds: float) -> bool:
+    series = session.get_one(Series, claim.id)
+    session.add(
+        Event(
+            study_id=series.study_id,
+            series_instance_uid=series.series_instance_uid,
+            stage=stage,
+            at=clock(),
+            seconds=seconds,
+        )
+    )
+    return True
+
+
+# ---- analyse -----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class NewResult:
+    sop_class_uid: str
+    sop_instance_uid: str
+    series_instance_uid: str
+    description: str
+    path: str
+
+
+@dataclass(frozen=True)
+class NewRevision:
+    """A revision as the analysis hands it over; `findings` is JSON-ready."""
+
+    number: int
+    inputs_digest: str
+    content_digest: str
+    bundle_digest: str
+    preprocessing: str
+    created_at: float
+    embedding: bytes | None
+    findings: list[dict]
+    results: list[NewResult] = field(default_factory=list)
+
+
+def study_refused(database: Database, claim: Claim, *, reason: str, detail: str, seconds: float) -> bool:
+    """Nothing of the study can be analysed and nothing is to be said in the PACS; the page shows the reason."""
+    with database.write() as session:
+        ended = _end(session, claim, Study, state=STUDY_STEPS["refused"].target, reason=reason, detail=detail)
+        if ended:
+            session.add(Event(study_id=claim.id, stage="refused", at=clock(), seconds=seconds))
+        return ended
+
+
+def study_unchanged(database: Database, claim: Claim, *, seconds: float) -> bool:
+    """The same inputs as the current revision's: what was said stands."""
+    with database.write() as session:
+        ended = _end(session, claim, Study, state=STUDY_STEPS["reported"].target, reason=None)
+        if ended:
+            session.add(Event(study_id=claim.id, stage="unchanged", at=clock(), seconds=seconds))
+        return ended
+
+
+def study_reported(
+    database: Database,
+    claim: Claim,
+    revision: NewRevision,
+    *,
+    destinations: Sequence[str],
+    hold: bool,
+    seconds: float,
+    publish: Callable[[], object],
+) -> bool:
+    """Make `revision` the study's current one, supersede the one before, and fill the outbox.
+
+    `publish` puts the result files in their place. It is called inside the transaction, once the claim is known
+    to stand: a worker whose lease was lost never touches them.
+    """
+    with database.write() as session:
+        if not _end(
+            session,
+            claim,
+            Study,
+            state=STUDY_STEPS["reported"].target,
+            reason=None,
+            revision=revision.number,
+        ):
+            return False
+        _supersede(session, claim.id)
+        row = Revision(
+            study_id=claim.id,
+            number=revision.number,
+            inputs_digest=revision.inputs_digest,
+            content_digest=revision.content_digest,
+            bundle_digest=revision.bundle_digest,
+            preprocessing=revision.preprocessing,
+            embedding=revision.embedding,
+            findings=revision.findings,
+            created_at=revision.created_at,
+            current=True,
+        )
+        state = DeliveryState.HELD if hold else DeliveryState.WAITING
+        for result in revision.results:
+            deliveries = [Delivery(destination=name, state=state) for name in destinations]
+            row.results.append(Result(**vars(result), deliveries=deliveries))
+        session.add(row)
+        session.add(Event(study_id=claim.id, stage="analysed", at=clock(), seconds=seconds))
+        session.flush()
+        publish()
+        return True
+
+
+def _supersede(session: Session, study_id: int) -> None:
+    session.execute(
+        update(Revision)
+        .where(Revision.study_id == study_id)
+        .values(current=False)
+        .execution_options(synchronize_session=False)
+    )
+    step = DELIVERY_STEPS["superseded"]
+    old = (
+        select(Delivery.id)
+        .join(Result)
+        .join(Revision)
+        .where(Revision.study_id == study_id, Delivery.state.in_(step.sources))
+    )
+    session.execute(
+        update(Delivery)
+        .where(Delivery.id.in_(old))
+        .values(state=step.target)
+        .execution_options(synchronize_session=False)
+    )
+
+
+# ---- deliver -----------------------------------------------------------------------------------------------
+
+
+def delivered(database: Database, claim: Claim, *, seconds: float) -> bool:
+    with database.write() as session:
+        ended = _end(session, claim, Delivery, state=DELIVERY_STEPS["delivered"].target, delivered_at=clock())
+        if ended:
+            session.add(_delivery_event(session, claim, "delivered", seconds))
+        return ended
+
+
+def delivery_refused(database: Database, claim: Claim, *, detail: str, seconds: float) -> bool:
+    with database.write() as session:
+        ended = _end(session, claim, Delivery, state=DELIVERY_STEPS["refused"].target, detail=detail)
+        if ended:
+            session.add(_delivery_event(session, claim, "delivery refused", seconds))
+        return ended
+
+
+def _delivery_event(session: Session, claim: Claim, stage: str, seconds: float) -> Event:
+    delivery = session.get_one(Delivery, claim.id)
+    return Event(
+        study_id=delivery.result.revision.study_id,
+        series_instance_uid=delivery.result.series_instance_uid,
+        stage=stage,
+        at=clock(),
+        seconds=seconds,
+    )
+
+
+# ---- by hand -----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Retried:
+    series: int
+    studies: int
+    deliveries: int
+
+
+def retry(database: Database, *, study_instance_uid: str | None = None) -> Retried:
+    """Everything that was given up or refused by a destination waits again; of one study, or of all.
+
+    Naming a study prepares all its series again, whatever became of them, and analyses it anew.
+    """
+    with database.write() as session:
+        chosen = select(Study.id)
+        if study_instance_uid is not None:
+            chosen = chosen.where(Study.study_instance_uid == study_instance_uid)
+        anew = {"attempts": 0, "next_try_at": 0.0, "detail": "", "lease_owner": None, "lease_until": None}
+        series = update(Series).where(Series.study_id.in_(chosen), Series.state.in_(SERIES_STEPS["retry"].sources))
+        if study_instance_uid is None:
+            series = series.where(Series.reason == "crashed")
+        series = series.values(state=SERIES_STEPS["retry"].target, reason=None, **anew)
+        touched = list(session.scalars(series.returning(Series.study_id).execution_options(synchronize_session=False)))
+        again = [StudyState.FAILED] if study_instance_uid is None else list(STUDY_STEPS["retry"].sources)
+        studies = session.execute(
+            update(Study)
+            .where(Study.id.in_(chosen), Study.state.in_(again) | Study.id.in_(set(touched)))
+            .values(state=STUDY_STEPS["retry"].target, reason=None, **anew)
+            .execution_options(synchronize_session=False)
+        ).rowcount  # type: ignore[attr-defined]
+        refused = (
+            select(Delivery.id).join(Result).join(Revision).where(
+                Revision.study_id.in_(chosen), Revision.current,
+                Delivery.state.in_([DeliveryState.REFUSED, DeliveryState.WAITING]))
+        )  # fmt: skip
+        deliveries = session.execute(
+            update(Delivery)
+            .where(Delivery.id.in_(refused))
+            .values(state=DELIVERY_STEPS["retry"].target, **anew)
+            .execution_options(synchronize_session=False)
+        ).rowcount  # type: ignore[attr-defined]
+        return Retried(len(touched), studies, deliveries)
+
+
+def let_out_held(database: Database) -> int:
+    """A setting now allows results of unproven models to be sent: those of current revisions wait for delivery."""
+    with database.write() as session:
+        held_ids = (
+            select(Delivery.id).join(Result).join(Revision)
+            .where(Revision.current, Delivery.state == DeliveryState.HELD)
+        )  # fmt: skip
+        return session.execute(
+            update(Delivery)
+            .where(Delivery.id.in_(held_ids))
+            .values(state=DELIVERY_STEPS["let out"].target)
+            .execution_options(synchronize_session=False)
+        ).rowcount  # type: ignore[attr-defined]
+
+
+def result_file(database: Database, claim: Claim, folder: Path) -> tuple[Path, str, str]:
+    """The file to deliver, its destination, and its study's UID."""
+    with database.read() as session:
+        delivery = session.get_one(Delivery, claim.id)
+        study = session.scalar(
+            select(func.min(Study.study_instance_uid)).where(Study.id == delivery.result.revision.study_id)
+        )
+        return folder / delivery.result.path, delivery.destination, str(study)

@@ -1,0 +1,111 @@
+"""The lives of a series, a study and a delivery, as tables; pure.
+
+A row reads: in these states, on this event, into that state. An event in any other state changes nothing:
+the index turns a row into ``UPDATE ... WHERE state IN (...)``, so that two processes cannot both make a step.
+"""
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+WORK_QUEUES = ("prepare", "analyse", "deliver")
+
+
+class SeriesState(StrEnum):
+    RECEIVING = "receiving"
+    READY = "ready"
+    PREPARING = "preparing"
+    PREPARED = "prepared"
+    REFUSED = "refused"
+    IGNORED = "ignored"
+    """Holds no images (SR, KO, PR, SEG, ...) or objects of our own: kept, and never starts anything."""
+
+
+class StudyState(StrEnum):
+    RECEIVING = "receiving"
+    READY = "ready"
+    ANALYSING = "analysing"
+    REPORTED = "reported"
+    REFUSED = "refused"
+    FAILED = "failed"
+    IGNORED = "ignored"
+
+
+class DeliveryState(StrEnum):
+    WAITING = "waiting"
+    SENDING = "sending"
+    DELIVERED = "delivered"
+    REFUSED = "refused"
+    """The destination answered that it will never take it; visible, and sent again only by hand."""
+    HELD = "held"
+    """Made by an untrained or phantom-trained model, and no setting lets such results out."""
+    OBSOLETE = "obsolete"
+    """Superseded before it was delivered."""
+
+
+@dataclass(frozen=True)
+class Step:
+    sources: frozenset[str]
+    target: str
+
+
+def _step(sources: list[StrEnum], target: StrEnum) -> Step:
+    return Step(frozenset(sources), target)
+
+
+_S, _T, _D = SeriesState, StudyState, DeliveryState
+
+SERIES_STEPS = {
+    "image arrived": _step(list(_S), _S.RECEIVING),
+    "settled": _step([_S.RECEIVING], _S.READY),
+    "claimed": _step([_S.READY, _S.PREPARING], _S.PREPARING),
+    "prepared": _step([_S.PREPARING], _S.PREPARED),
+    "refused": _step([_S.PREPARING], _S.REFUSED),
+    "failed once": _step([_S.PREPARING], _S.READY),
+    "gave up": _step([_S.READY, _S.PREPARING], _S.REFUSED),
+    "retry": _step([_S.REFUSED, _S.PREPARED], _S.READY),
+}
+
+STUDY_STEPS = {
+    "image arrived": _step(list(_T), _T.RECEIVING),
+    "settled": _step([_T.RECEIVING], _T.READY),
+    "claimed": _step([_T.READY, _T.ANALYSING], _T.ANALYSING),
+    "reported": _step([_T.ANALYSING], _T.REPORTED),
+    "refused": _step([_T.ANALYSING], _T.REFUSED),
+    "failed once": _step([_T.ANALYSING], _T.READY),
+    "gave up": _step([_T.READY, _T.ANALYSING], _T.FAILED),
+    "retry": _step([_T.FAILED, _T.REFUSED, _T.REPORTED], _T.RECEIVING),
+}
+
+DELIVERY_STEPS = {
+    "claimed": _step([_D.WAITING, _D.SENDING], _D.SENDING),
+    "delivered": _step([_D.SENDING], _D.DELIVERED),
+    "refused": _step([_D.SENDING], _D.REFUSED),
+    "failed once": _step([_D.SENDING], _D.WAITING),
+    "superseded": _step([_D.WAITING, _D.HELD], _D.OBSOLETE),
+    "retry": _step([_D.REFUSED, _D.WAITING], _D.WAITING),
+    "let out": _step([_D.HELD], _D.WAITING),
+}
+
+SERIES_DONE = frozenset({_S.PREPARED, _S.REFUSED, _S.IGNORED})
+STUDY_DONE = frozenset({_T.REPORTED, _T.REFUSED, _T.FAILED, _T.IGNORED})
+DELIVERY_DONE = frozenset({_D.DELIVERED, _D.REFUSED, _D.HELD, _D.OBSOLETE})
+
+
+def backoff_seconds(attempts: int, *, first: float, longest: float) -> float:
+    """The wait before the next try: doubled after each failure, up to `longest`."""
+    return min(longest, first * 2.0 ** max(0, min(attempts, 40) - 1))
+
+
+class Urgency(StrEnum):
+    """What the index's `priority` number means; the lower is served first."""
+
+    TRIAGE = "triage"
+    ROUTINE = "routine"
+    ARCHIVE = "archive"
+
+
+URGENCY = ((34, Urgency.TRIAGE), (67, Urgency.ROUTINE), (101, Urgency.ARCHIVE))
+
+
+def urgency(priority: int) -> Urgency:
+    return next(name for below, name in URGENCY if priority < below)

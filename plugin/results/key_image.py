@@ -1,0 +1,171 @@
+"""Key images: for viewers without structured reports, a Secondary Capture of the slice with what was found on it.
+
+Finding, score and notice stand above and below the slice, so that nothing of it is hidden; a ring marks where
+the model looked.
+"""
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+from pydicom import Dataset
+
+from hlip_core.frames import frames_of
+from hlip_core.pixels import values
+from hlip_core.windows import WINDOWS, Window, display
+from plugin.results.codes import code
+from plugin.results.findings_report import label
+from plugin.results.identity import KEY_IMAGE, STATUS_NOTICE, fit, new_object
+from plugin.results.report import KeySlice, StudyReport
+
+if TYPE_CHECKING:
+    from hlip_core.assessment import FindingScore
+
+MOST_KEY_IMAGES = 3
+SMALLEST_SIDE = 512
+BANNER = "AI, NOT FOR DIAGNOSIS"
+RED, YELLOW, WHITE, BLACK, DARK = (160, 0, 0), (255, 220, 0), (255, 255, 255), (0, 0, 0), (24, 24, 24)
+FONT_SIZES = (20, 18, 16, 14, 12, 10, 9, 8)
+AIR_HU = -1024.0
+
+WINDOW_OF_FINDING = {"skull_fracture": "bone", "subdural_hemorrhage": "blood", "epidural_hemorrhage": "blood"}
+"""The window of `hlip_core.windows` in which a finding of a CT is shown, where it is not the brain window."""
+
+BODY_PARTS = {"head": "HEAD", "brain": "BRAIN", "chest": "CHEST"}
+"""BodyPartExamined (PS3.16 Annex L) by the first word of the preprocessing specification."""
+
+
+def key_findings(report: StudyReport) -> list["FindingScore"]:
+    """The findings that deserve a key image: the highest scores of those positive and located."""
+    ranked = sorted(report.located, key=lambda score: -(score.probability or score.score))
+    return ranked[:MOST_KEY_IMAGES]
+
+
+def key_slice(image: Dataset, score: "FindingScore", contours: tuple[np.ndarray, ...] = ()) -> KeySlice:
+    """The slice of a located finding from its source image, in the window that fits the finding.
+
+    Raises Refused where the image cannot be decoded, and ValueError where the finding is not located.
+    """
+    if score.location is None:
+        raise ValueError(f"{score.finding.label} is not located")
+    number = score.location.source.frame_number
+    frame = next(frame for frame in frames_of([image], image.Modality) if frame.number == number)
+    slice_values = values(image, frame, air=AIR_HU, modality=image.Modality)
+    window = _window(score, slice_values, image.Modality)
+    grey = display(slice_values, center=window.center, width=window.width)
+    return KeySlice(label=score.finding.label, grey=grey, contours=contours)
+
+
+def _window(score: "FindingScore", slice_values: np.ndarray, modality: str) -> Window:
+    """A named window in a CT; in other modalities all but the extremes of the slice."""
+    if modality == "CT":
+        return WINDOWS[WINDOW_OF_FINDING.get(score.finding.label, "brain")]
+    low, high = np.percentile(slice_values, (0.5, 99.5))
+    return Window(float(low), float(max(high, low + 1)))
+
+
+def key_images(report: StudyReport) -> list[Dataset]:
+    """One RGB Secondary Capture for each key slice of the report, all in one series."""
+    scores = {score.finding.label: score for score in report.located}
+    return [
+        _key_image(report, key, scores[key.label], number)
+        for number, key in enumerate(report.key_slices[:MOST_KEY_IMAGES], start=1)
+    ]
+
+
+def _key_image(report: StudyReport, key: KeySlice, score: "FindingScore", number: int) -> Dataset:
+    """PS3.3 A.8.1: SC Equipment, General Image, Image Pixel and SC Image Modules."""
+    assert score.location is not None
+    result = new_object(report, KEY_IMAGE, part=key.label, instance_number=number)
+    result.ConversionType = "WSD"
+    result.BodyPartExamined = BODY_PARTS[report.bundle.preprocessing.name.split("-")[0]]
+    result.PatientOrientation = None
+    result.ImageType = ["DERIVED", "SECONDARY"]
+    result.DerivationDescription = "Windowed slice with an AI finding drawn on it"
+    result.ImageComments = fit(f"{BANNER}. {label(report, score)}", report.source)
+    result.BurnedInAnnotation = "NO"
+    result.LossyImageCompression = "01" if report.source.get("LossyImageCompression") == "01" else "00"
+    result.SourceImageSequence = [_source_image(score)]
+    _set_pixels(result, draw(report, key, score))
+    return result
+
+
+def _source_image(score: "FindingScore") -> Dataset:
+    assert score.location is not None
+    source = score.location.source
+    item = Dataset()
+    item.ReferencedSOPClassUID = source.sop_class_uid
+    item.ReferencedSOPInstanceUID = source.sop_instance_uid
+    if source.frame_number is not None:
+        item.ReferencedFrameNumber = source.frame_number
+    item.PurposeOfReferenceCodeSequence = [code("source-image")]
+    return item
+
+
+def _set_pixels(result: Dataset, pixels: np.ndarray) -> None:
+    """RGB, 8 bits, colour by pixel (PS3.3 C.7.6.3); the pixels are padded to an even number of bytes."""
+    result.SamplesPerPixel = 3
+    result.PhotometricInterpretation = "RGB"
+    result.PlanarConfiguration = 0
+    result.Rows, result.Columns = pixels.shape[:2]
+    result.BitsAllocated = result.BitsStored = 8
+    result.HighBit = 7
+    result.PixelRepresentation = 0
+    data = pixels.tobytes()
+    result.PixelData = data + b"\0" * (len(data) % 2)
+    result["PixelData"].VR = "OB"
+
+
+# ---- drawing -----------------------------------------------------------------------------------------------
+
+
+def draw(report: StudyReport, key: KeySlice, score: "FindingScore") -> np.ndarray:
+    """uint8 [rows, columns, 3]: banner, slice with contours and ring, finding and score."""
+    rows, columns = key.grey.shape
+    scale = max(1, -(-SMALLEST_SIDE // min(rows, columns)))
+    picture = Image.fromarray(key.grey).resize((columns * scale, rows * scale), Image.Resampling.BICUBIC)
+    picture = picture.convert("RGB")
+    _mark(ImageDraw.Draw(picture), key, score, scale)
+
+    status = STATUS_NOTICE.get(report.bundle.status)
+    above = [_line(BANNER, picture.width, RED)] + ([_line(status, picture.width, RED)] if status else [])
+    below = [
+        _line(label(report, score), picture.width, DARK),
+        _line(_caption(report, score), picture.width, DARK),
+    ]
+    parts = [*above, picture, *below]
+    page = Image.new("RGB", (picture.width, sum(part.height for part in parts)), BLACK)
+    top = 0
+    for part in parts:
+        page.paste(part, (0, top))
+        top += part.height
+    return np.asarray(page)
+
+
+def _mark(pen: ImageDraw.ImageDraw, key: KeySlice, score: "FindingScore", scale: int) -> None:
+    assert score.location is not None
+    for contour in key.contours:
+        points = [(float((column + 0.5) * scale), float((row + 0.5) * scale)) for row, column in contour]
+        pen.line([*points, points[0]], fill=YELLOW, width=2)
+    source = score.location.source
+    x, y = (source.column + 0.5) * scale, (source.row + 0.5) * scale
+    radius = max(12, round(0.03 * min(key.grey.shape) * scale))
+    pen.ellipse((x - radius, y - radius, x + radius, y + radius), outline=YELLOW, width=2)
+
+
+def _caption(report: StudyReport, score: "FindingScore") -> str:
+    assert score.location is not None
+    series = report.series_of(score.location.series_instance_uid).series_number
+    place = "" if series is None else f"series {series}. "
+    return f"{place}Ring: where the model looked, not where a lesion is."
+
+
+def _line(words: str, width: int, ground: tuple[int, int, int]) -> Image.Image:
+    """One line of text in the largest font in which it fits."""
+    for size in FONT_SIZES:
+        font = ImageFont.load_default(size)
+        if font.getlength(words) <= width - 16:
+            break
+    line = Image.new("RGB", (width, size + 10), ground)
+    ImageDraw.Draw(line).text((8, 3), words, fill=WHITE, font=font)
+    return line

@@ -1,0 +1,176 @@
+"""What is to be said about one study: the only input of every result object.
+
+A `StudyReport` is a plain value. The builders read nothing else (no clock, no settings, no file), so one
+report always gives the same bytes.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import TYPE_CHECKING, Literal, Protocol
+
+import numpy as np
+from pydicom import Dataset
+
+if TYPE_CHECKING:
+    from hlip_core.assessment import Assessment, FindingScore
+    from hlip_core.reasons import Reason
+
+Instance = tuple[str, str]
+"""(SOPClassUID, SOPInstanceUID)"""
+
+Predecessor = tuple[str, str, str]
+"""(SOPClassUID, SOPInstanceUID, SeriesInstanceUID)"""
+
+
+class PreprocessingCard(Protocol):
+    """The versioned specification that made the prepared scans."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def modality(self) -> str: ...
+    @property
+    def digest(self) -> str: ...
+
+
+class ModelCard(Protocol):
+    """The part of a model bundle that its results must name."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def version(self) -> str: ...
+    @property
+    def status(self) -> str: ...
+    @property
+    def weights_digest(self) -> str: ...
+    @property
+    def prompts_digest(self) -> str: ...
+    @property
+    def calibration_digest(self) -> str: ...
+    @property
+    def digest(self) -> str: ...
+    @property
+    def preprocessing(self) -> PreprocessingCard: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class SeriesFate:
+    """What became of one series: prepared and analysed, or refused with a reason.
+
+    `instances` holds what went into the analysis; it is empty for a refused series.
+    """
+
+    series_instance_uid: str
+    series_number: int | None
+    modality: str
+    series_description: str
+    num_instances: int
+    state: Literal["prepared", "refused"]
+    reason: "Reason | None" = None
+    detail: str = ""
+    instances: tuple[Instance, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if (self.state == "refused") != (self.reason is not None):
+            raise ValueError("a refused series has a reason, a prepared one has none")
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class KeySlice:
+    """The source slice on which the model looked for a finding, as a person is to see it.
+
+    `grey` is uint8 [rows, columns], windowed. Each contour is [points, 2]: (row, column), 0-based and whole at
+    pixel centres, as in `SourceVoxel`.
+    """
+
+    label: str
+    grey: np.ndarray = field(repr=False)
+    contours: tuple[np.ndarray, ...] = field(default=(), repr=False)
+
+    def __post_init__(self) -> None:
+        if self.grey.ndim != 2 or self.grey.dtype != np.uint8:
+            raise ValueError("a key slice is uint8 [rows, columns]")
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyReport:
+    """Everything that the result objects of one revision of one study say.
+
+    Attributes
+    ----------
+    source
+        Header of one image of the study: its patient and study modules and character set are copied.
+    assessment
+        None when nothing could be analysed.
+    content_digest
+        Hex digest of the study's content: with the model's digests and `revision` it gives all UIDs.
+    predecessors
+        The SRs of the revision before this one.
+    created
+        Timezone aware; it becomes ContentDate and ContentTime. Dates copied from the source that carry no
+        offset are taken to be in the same zone (PS3.3 C.12.1.1.8), so give it in the zone of the site.
+    installation_uid
+        Names this installation as the device that observed.
+    key_slices
+        One for each key image that is wanted, of findings that are positive and located.
+    """
+
+    source: Dataset = field(repr=False)
+    series: tuple[SeriesFate, ...]
+    assessment: "Assessment | None"
+    bundle: ModelCard
+    revision: int
+    content_digest: str
+    created: datetime
+    installation_uid: str
+    predecessors: tuple[Predecessor, ...] = ()
+    key_slices: tuple[KeySlice, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.created.utcoffset() is None:
+            raise ValueError("StudyReport.created needs a timezone")
+        if self.revision < 1:
+            raise ValueError("revisions count from 1")
+        for score in self.scores():
+            if score.location is not None:
+                self.series_of(score.location.series_instance_uid)
+        located = {score.finding.label for score in self.located}
+        if lost := {key_slice.label for key_slice in self.key_slices} - located:
+            raise ValueError(f"key slices of findings that are not located: {', '.join(sorted(lost))}")
+
+    @property
+    def analysed(self) -> tuple[SeriesFate, ...]:
+        """The series that the assessment rests on."""
+        return tuple(fate for fate in self.series if fate.state == "prepared")
+
+    @property
+    def missing(self) -> tuple[SeriesFate, ...]:
+        """Series that should have been analysed and were not; localizers and the like do not count."""
+        return tuple(fate for fate in self.series if fate.reason is not None and fate.reason.kind == "defect")
+
+    @property
+    def is_partial(self) -> bool:
+        return bool(self.missing) or (self.assessment is None and bool(self.analysed))
+
+    @property
+    def thresholds_digest(self) -> str:
+        return "" if self.assessment is None else self.assessment.thresholds_digest
+
+    def scores(self) -> Iterator["FindingScore"]:
+        if self.assessment is not None:
+            yield from self.assessment.findings
+
+    @property
+    def located(self) -> tuple["FindingScore", ...]:
+        """The positive findings that a viewer can be sent to."""
+        return tuple(score for score in self.scores() if score.positive and score.location is not None)
+
+    def series_of(self, series_instance_uid: str) -> SeriesFate:
+        """Raises ValueError for a series that is not of this study."""
+        for fate in self.series:
+            if fate.series_instance_uid == series_instance_uid:
+                return fate
+        raise ValueError(f"series {series_instance_uid} is not in the report")

@@ -1,0 +1,125 @@
+"""The scheduler: arrivals into the index, what is complete made ready, work announced. One tick does it all.
+
+Whatever a tick leaves undone, the next one does: it keeps no state that a restart would miss.
+"""
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import structlog
+
+from hlip_core.headers import MALFORMED
+from plugin.arrival import Arrival, read_arrival
+from plugin.index import intake, leases, settling
+from plugin.index.database import Database, IndexUnavailable
+from plugin.index.intake import Fate, Intake
+from plugin.routing import route
+from plugin.settings import Settings
+from plugin.spool import Spool
+
+log = structlog.get_logger("hlip.scheduler")
+
+BATCH = 200
+RING_AGAIN_SECONDS = 5.0
+INDEX_AWAY_SECONDS = 2.0
+UNROUTED_PRIORITY = 90
+
+
+@dataclass
+class Scheduler:
+    """Args: `ring` announces one piece of work on a queue; losing a ring costs time, never work."""
+
+    settings: Settings
+    spool: Spool
+    database: Database
+    ring: Callable[[str], None]
+
+    def __post_init__(self) -> None:
+        self._rung: dict[tuple[str, int], float] = {}
+
+    def run(self, stop: threading.Event) -> None:
+        """Tick until stopped."""
+        while not stop.is_set():
+            try:
+                busy = self.tick()
+            except IndexUnavailable as error:
+                log.error("the index is away", cause=str(error))
+                stop.wait(INDEX_AWAY_SECONDS)
+                continue
+            if not busy:
+                stop.wait(self.settings.settle.tick_seconds)
+
+    def tick(self) -> bool:
+        """One round; True when more arrivals wait already."""
+        full = self.index_arrivals() == BATCH
+        if not full:
+            self.settle()
+        given_up = leases.give_up(self.database, max_attempts=self.settings.workers.max_attempts)
+        if given_up:
+            log.error("gave up", items=given_up)
+        self.announce()
+        return full
+
+    # ---- arrivals --------------------------------------------------------------------------------------
+
+    def index_arrivals(self) -> int:
+        """Take one batch of arrivals into the index and to their places. How many."""
+        paths = self.spool.arrivals(BATCH)
+        arrivals = [arrival for path in paths if (arrival := self._read(path)) is not None]
+        batch = [Intake(arrival, self._priority(arrival)) for arrival in arrivals]
+        if batch:
+            fates = intake.add_instances(self.database, batch)
+            for item, fate in zip(batch, fates, strict=True):
+                self._put_away(item.arrival, fate)
+        return len(paths)
+
+    def _read(self, path: Path) -> Arrival | None:
+        """An arrival that the listener could read and we cannot is kept apart, so that it does not block the rest."""
+        try:
+            return read_arrival(path)
+        except MALFORMED as error:
+            log.error("unreadable arrival set aside", file=path.name, cause=type(error).__name__)
+            self.spool.set_aside(path, "unreadable", path.stem, "")
+            return None
+
+    def _priority(self, arrival: Arrival) -> int:
+        rule = route(arrival.header, self.settings.routing.rules)
+        return rule.priority if rule else UNROUTED_PRIORITY
+
+    def _put_away(self, arrival: Arrival, fate: Fate) -> None:
+        place = self.spool.instance_path(
+            arrival.study_instance_uid, arrival.series_instance_uid, arrival.sop_instance_uid
+        )
+        if fate is Fate.SET_ASIDE:
+            log.warning("same UID, other content: first kept", study_instance_uid=arrival.study_instance_uid)
+            self.spool.set_aside(arrival.path, arrival.study_instance_uid, arrival.sop_instance_uid, arrival.digest)
+        elif fate is Fate.PLACE or not place.exists():  # a cut between index and move left it here
+            self.spool.place(arrival.path, place)
+        else:
+            arrival.path.unlink()
+
+    # ---- settling and announcing -----------------------------------------------------------------------
+
+    def settle(self) -> None:
+        if not settling.has_unsettled(self.database):
+            return
+        rules = self.settings.settle
+        open_studies = self.spool.open_studies(cap_seconds=rules.association_cap_seconds)
+        settling.settle_series(self.database, quiet_seconds=rules.series_quiet_seconds, open_studies=open_studies)
+        settling.settle_studies(self.database, quiet_seconds=rules.study_quiet_seconds, open_studies=open_studies)
+
+    def announce(self) -> None:
+        """Ring once for each item that waits, and again for those that no one took."""
+        now = time.monotonic()
+        waiting: set[tuple[str, int]] = set()
+        for queue in leases.QUEUES:
+            ids = leases.claimable(self.database, queue, max_attempts=self.settings.workers.max_attempts)
+            waiting.update((queue, item) for item in ids)
+        for item in waiting:
+            if now - self._rung.get(item, -RING_AGAIN_SECONDS) >= RING_AGAIN_SECONDS:
+                self.ring(item[0])
+                self._rung[item] = now
+        self._rung = {item: at for item, at in self._rung.items() if item in waiting}

@@ -1,0 +1,137 @@
+"""What `hlip` shows in a terminal."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import datetime
+from typing import Any
+
+from rich.console import Console, Group
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+from rich.text import Text
+
+from plugin.bootstrap import Plugin
+from plugin.folder import Outcome
+from plugin.folder import Progress as Report
+from plugin.index.overview import overview
+
+STYLES = {
+    "reported": "green", "delivered": "green", "prepared": "green",
+    "failed": "red", "refused": "yellow", "held": "yellow",
+    "analysing": "cyan", "preparing": "cyan", "sending": "cyan", "receiving": "blue", "ready": "blue",
+    "waiting": "blue", "ignored": "dim", "obsolete": "dim",
+}  # fmt: skip
+
+
+def print_welcome(console: Console, plugin: Plugin) -> None:
+    """What was started, where, and with which model."""
+    settings = plugin.settings
+    listener = settings.listener
+    where = [row.name for row in settings.destinations] or [f"{plugin.spool.results} (no destination set)"]
+    table = Table.grid(padding=(0, 2))
+    for name, value in (
+        ("listener", f"{listener.ae_title} at {listener.host}:{listener.port}"),
+        ("data folder", str(plugin.spool.folder)),
+        ("model", f"{plugin.bundle.name} ({plugin.bundle.status.upper()})"),
+        ("results to", ", ".join(where)),
+    ):
+        table.add_row(f"[bold]{name}[/bold]", escape(value))
+    console.print(table)
+    if settings.destinations and plugin.holds_results:
+        console.print(
+            "[yellow]Results are held back: this model is not trained on patients. To send them all the same, set "
+            "delivery.send_results_of_untrained_or_phantom_models = true.[/yellow]"
+        )
+    console.print("[bold]Research software, not for diagnosis.[/bold] Ctrl-C stops it.")
+
+
+@contextmanager
+def progress(console: Console) -> Iterator[Report]:
+    """A bar for each kind of step; what it yields is called with (what, done, how many)."""
+    columns = (
+        TextColumn("{task.description:18}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
+    )  # fmt: skip
+    with Progress(*columns, console=console) as bars:
+        tasks: dict[str, Any] = {}
+
+        def report(what: str, done: int, total: int) -> None:
+            if what not in tasks or bars.tasks[tasks[what]].finished:
+                tasks[what] = bars.add_task(what, total=total)
+            bars.update(tasks[what], completed=done, total=total)
+
+        yield report
+
+
+def read_status(plugin: Plugin, *, study_uids: Sequence[str], limit: int) -> dict[str, Any]:
+    """The index's overview, with what lies in the spool."""
+    seen = overview(plugin.database, study_uids=study_uids, limit=limit, findings=True)
+    return {"waiting_to_be_indexed": len(plugin.spool.arrivals(100_000)), **seen}
+
+
+def _state(state: str, reason: str | None = None) -> Text:
+    return Text(f"{state}: {reason}" if reason else state, style=STYLES.get(state, ""))
+
+
+def _clock(seconds: float | None) -> str:
+    return "" if seconds is None else f"{datetime.fromtimestamp(seconds):%Y-%m-%d %H:%M:%S}"
+
+
+def _counts(name: str, counts: dict[str, int]) -> Text:
+    text = Text(f"{name}: ", style="bold")
+    for state, count in counts.items():
+        text.append(f"{count} {state}  ", style=STYLES.get(state, ""))
+    return text
+
+
+def status_table(status: dict[str, Any]) -> Group:
+    """The latest studies, a row each with their series below, and the counts."""
+    table = Table("study", "last image", "state", "rev", "series and deliveries", expand=True)
+    for study in status["studies"]:
+        parts = Text()
+        for series in study["series"]:
+            number = "-" if series["series_number"] is None else series["series_number"]
+            parts.append(f"{series['modality'] or '?'} {number}, {series['instances']} images: ")
+            parts.append_text(_state(series["state"], series["reason"])).append("\n")
+        for result in next((r["results"] for r in study["revisions"] if r["current"]), ()):
+            for sent in result["deliveries"]:
+                parts.append(f"{result['description']} to {sent['destination']}: ")
+                parts.append_text(_state(sent["state"], sent["detail"] or None)).append("\n")
+        parts.rstrip()
+        state = _state(study["state"], study["reason"])
+        revision = str(study["revision"] or "")
+        table.add_row(Text(study["study_instance_uid"]), _clock(study["last_image_at"]), state, revision, parts)
+    counts = [_counts(kind, status[f"{kind}_by_state"]) for kind in ("studies", "series", "deliveries")]
+    waiting = Text(f"{status['instances']} instances; {status['waiting_to_be_indexed']} wait to be indexed")
+    return Group(table, *counts, waiting)
+
+
+def print_outcome(console: Console, outcome: Outcome) -> None:
+    """What `hlip analyze` found in one study."""
+    console.rule(f"study {outcome.study.study_instance_uid}")
+    for series in outcome.study.series:
+        line = Text(f"series {series.series_number}, {len(series.instances)} instances: ")
+        line.append_text(_state(series.state, series.reason))
+        if series.notes:
+            line.append(f" ({'; '.join(series.notes)})", style="dim")
+        console.print(line)
+    if outcome.analysis is None:
+        console.print(Text(f"not analysed: {outcome.reason}", style="yellow"))
+        return
+    console.print(findings_table(outcome.analysis.findings, outcome.analysis.report.bundle.status))
+    for file in outcome.analysis.files:
+        console.print(Text(f"{outcome.folder / file.name}"))
+
+
+def findings_table(findings: Sequence[dict[str, Any]], status: str) -> Table:
+    """Findings with what was found for each; an uncalibrated score is never a probability."""
+    title = "AI findings, research software, NOT FOR DIAGNOSIS"
+    if status != "trained":
+        title = f"{status.upper()} MODEL: the scores mean nothing for patients. {title}"
+    table = Table("finding", "score", "probability", "threshold", "", title=title)
+    for row in findings:
+        probability = "-" if row["probability"] is None else f"{row['probability']:.0%}"
+        threshold = "none set" if row["threshold"] is None else f"{row['threshold']:.3g}"
+        says = Text("POSITIVE", style="bold red") if row["positive"] else Text("")
+        table.add_row(row["name"], f"{row['score']:.3f}", probability, threshold, says)
+    return table

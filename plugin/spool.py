@@ -1,0 +1,216 @@
+"""The spool: where an instance lies from its acknowledgement on, as plain files.
+
+    incoming/      accepted, fsynced, not yet in the index (invariant: acknowledged means on disk)
+    instances/     STUDY/SERIES/INSTANCE.dcm, in the index
+    conflicting/   came again under the same UID with other content; the first is kept, these set aside
+    associations/  one folder for each open association: a file per study, holding the series in transit
+    prepared/      STUDY/SERIES.b2nd and SERIES.header.dcm
+    results/       STUDY/r<revision>/*.dcm
+
+Everything that becomes part of a path is a UID that passed `check_uid`, or was made here.
+"""
+
+import hashlib
+import os
+import re
+import shutil
+import time
+import uuid
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+_UID = re.compile(r"[0-9]+(\.[0-9]+)*")
+_META_GROUP_LENGTH_AT = 128 + 4 + 8  # preamble, "DICM", tag + VR + length of (0002,0000); PS3.10 section 7.1
+
+
+class UnsafeUid(ValueError):
+    """A UID that is no UID (PS3.5 section 9.1), so it must not become a path."""
+
+
+def check_uid(value: object, keyword: str = "UID") -> str:
+    """The UID as text without padding: digits and dots, at most 64 characters.
+
+    Raises:
+        UnsafeUid: for anything else; the value itself is not repeated in the message.
+    """
+    uid = str(value if value is not None else "").rstrip(" \0")
+    if len(uid) > 64 or not _UID.fullmatch(uid):
+        raise UnsafeUid(f"{keyword} is missing or is not a UID")
+    return uid
+
+
+def fsync_folder(folder: Path) -> None:
+    """Make a rename in `folder` durable."""
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def write_durably(path: Path, content: bytes) -> None:
+    """Write, fsync, rename, fsync the folder: after it returns, the file survives a power cut, whole."""
+    part = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
+    try:
+        with part.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        part.rename(path)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
+    fsync_folder(path.parent)
+
+
+def dataset_digest(path: Path) -> str:
+    """SHA-256 of a Part 10 file's dataset, without preamble and file meta information (PS3.10 section 7.1)."""
+    with path.open("rb") as file:
+        head = file.read(_META_GROUP_LENGTH_AT + 4)
+        meta_length = int.from_bytes(head[_META_GROUP_LENGTH_AT:], "little")
+        file.seek(_META_GROUP_LENGTH_AT + 4 + meta_length)
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@dataclass(frozen=True)
+class OpenStudies:
+    """What open associations are sending right now."""
+
+    studies: frozenset[str]
+    series: frozenset[str]
+
+
+class Spool:
+    """The data folder; safe to share between processes and hosts, since every hand-over is a rename."""
+
+    def __init__(self, folder: Path, *, min_free_gigabytes: float = 1.0) -> None:
+        self.folder = folder.absolute()
+        self.incoming = self.folder / "incoming"
+        self.instances = self.folder / "instances"
+        self.conflicting = self.folder / "conflicting"
+        self.associations = self.folder / "associations"
+        self.prepared = self.folder / "prepared"
+        self.results = self.folder / "results"
+        self.broker = self.folder / "broker"
+        self.models = self.folder / "models"
+        self._min_free_bytes = int(min_free_gigabytes * 1e9)
+        for path in (self.folder, self.incoming, self.instances, self.conflicting, self.associations,
+                     self.prepared, self.results, self.broker, self.models):  # fmt: skip
+            path.mkdir(mode=0o700, parents=True, exist_ok=True)
+
+    # ---- the listener's side -------------------------------------------------------------------------
+
+    def has_room(self) -> bool:
+        return shutil.disk_usage(self.folder).free >= self._min_free_bytes
+
+    def accept(self, part10: bytes) -> Path:
+        """Keep one encoded instance (a whole Part 10 file). On return it may be acknowledged."""
+        path = self.incoming / f"{time.time_ns():020d}-{uuid.uuid4().hex}.dcm"
+        write_durably(path, part10)
+        return path
+
+    def open_association(self, association: str) -> None:
+        (self.associations / association).mkdir(mode=0o700, exist_ok=True)
+
+    def mark_series(self, association: str, *, study_instance_uid: str, series_instance_uid: str) -> None:
+        """Note which series an open association sends; its study is not complete while that lasts."""
+        (self.associations / association / study_instance_uid).write_text(series_instance_uid)
+
+    def touch_study(self, association: str, study_instance_uid: str) -> None:
+        """Note that the association still sends the series that it sent last."""
+        os.utime(self.associations / association / study_instance_uid)
+
+    def close_association(self, association: str) -> None:
+        shutil.rmtree(self.associations / association, ignore_errors=True)
+
+    def close_all_associations(self, prefix: str) -> None:
+        """Markers that a killed listener left behind under its own prefix."""
+        for folder in self.associations.glob(f"{prefix}*"):
+            self.close_association(folder.name)
+
+    # ---- the scheduler's side ------------------------------------------------------------------------
+
+    def open_studies(self, *, cap_seconds: float) -> OpenStudies:
+        """Studies that an open association has sent to within `cap_seconds`, and the latest series of each."""
+        studies: set[str] = set()
+        series: set[str] = set()
+        oldest = time.time() - cap_seconds
+        for marker in self.associations.glob("*/*"):
+            try:
+                if marker.stat().st_mtime < oldest:
+                    continue
+                studies.add(marker.name)
+                series.add(marker.read_text())
+            except FileNotFoundError:  # the association ended while we looked
+                continue
+        return OpenStudies(frozenset(studies), frozenset(series))
+
+    def arrivals(self, limit: int) -> list[Path]:
+        """Accepted files that are not in the index yet, oldest first."""
+        names = sorted(entry.name for entry in os.scandir(self.incoming) if entry.name.endswith(".dcm"))
+        return [self.incoming / name for name in names[:limit]]
+
+    def instance_path(self, study_uid: str, series_uid: str, sop_uid: str) -> Path:
+        return self.instances / study_uid / series_uid / f"{sop_uid}.dcm"
+
+    def place(self, arrival: Path, path: Path) -> None:
+        """Move an indexed arrival to its place. A cut in between leaves it in incoming/, to be indexed again."""
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        arrival.rename(path)
+
+    def set_aside(self, arrival: Path, study_uid: str, sop_uid: str, digest: str) -> None:
+        """Keep an arrival whose UID is taken by other content."""
+        self.place(arrival, self.conflicting / study_uid / f"{sop_uid}.{digest[:16]}.dcm")
+
+    # ---- the workers' side ---------------------------------------------------------------------------
+
+    def prepared_path(self, study_uid: str, series_uid: str) -> Path:
+        path = self.prepared / study_uid / f"{series_uid}.b2nd"
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        return path
+
+    def header_path(self, study_uid: str, series_uid: str) -> Path:
+        return self.prepared_path(study_uid, series_uid).with_suffix(".header.dcm")
+
+    def results_folder(self, study_uid: str, revision: int) -> Path:
+        return self.results / study_uid / f"r{revision}"
+
+    def stage_results(self, study_uid: str, files: Mapping[str, bytes]) -> Path:
+        """Write one revision's objects durably, under a name that nothing reads yet."""
+        staged = self.results / study_uid / f".{uuid.uuid4().hex}"
+        staged.mkdir(mode=0o700, parents=True)
+        for name, content in files.items():
+            write_durably(staged / name, content)
+        return staged
+
+    def publish_results(self, staged: Path, study_uid: str, revision: int) -> None:
+        """Put staged objects in their place. What lies there was never committed to the index, and goes."""
+        place = self.results_folder(study_uid, revision)
+        shutil.rmtree(place, ignore_errors=True)
+        staged.rename(place)
+        fsync_folder(place.parent)
+
+    def discard_results(self, staged: Path) -> None:
+        shutil.rmtree(staged, ignore_errors=True)
+
+    def installation_uid(self) -> str:
+        """The UID of this installation: made once, then the same for all processes on this spool."""
+        path = self.folder / "installation"
+        try:
+            with path.open("x") as file:
+                file.write(f"2.25.{uuid.uuid4().int}")
+        except FileExistsError:
+            pass
+        return check_uid(path.read_text(), "installation UID")
+
+    def relative(self, path: Path) -> str:
+        return path.relative_to(self.folder).as_posix()
+
+    def __truediv__(self, relative: str) -> Path:
+        return self.folder / relative
+
+    def __iter__(self) -> Iterator[Path]:
+        """Every acknowledged instance's file: indexed, waiting or set aside."""
+        for folder in (self.incoming, self.instances, self.conflicting):
+            yield from folder.rglob("*.dcm")

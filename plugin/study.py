@@ -1,0 +1,79 @@
+"""A study between the steps: what the index, or a folder, says of it. Plain values."""
+
+import hashlib
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class InstanceView:
+    sop_class_uid: str
+    sop_instance_uid: str
+    is_content: bool
+    patient_digest: str
+
+
+@dataclass(frozen=True)
+class SeriesView:
+    """A series and its fate so far; `state` is a `plugin.lifecycle.SeriesState`."""
+
+    study_instance_uid: str
+    series_instance_uid: str
+    modality: str
+    series_number: int | None
+    series_description: str
+    state: str
+    reason: str | None = None
+    detail: str = ""
+    notes: tuple[str, ...] = ()
+    instances: tuple[InstanceView, ...] = ()
+
+    @property
+    def has_content(self) -> bool:
+        return any(instance.is_content for instance in self.instances)
+
+    @property
+    def order(self) -> tuple[bool, int, str]:
+        """By SeriesNumber, unnumbered last."""
+        return self.series_number is None, self.series_number or 0, self.series_instance_uid
+
+
+@dataclass(frozen=True)
+class ResultView:
+    sop_class_uid: str
+    sop_instance_uid: str
+    series_instance_uid: str
+
+
+@dataclass(frozen=True)
+class RevisionView:
+    number: int
+    inputs_digest: str
+    results: tuple[ResultView, ...]
+
+
+@dataclass(frozen=True)
+class StudyView:
+    """A study, its series in the order of their numbers, the number of its last revision and the current one."""
+
+    study_instance_uid: str
+    series: tuple[SeriesView, ...]
+    revision: int = 0
+    current: RevisionView | None = field(default=None)
+
+    @property
+    def content_digest(self) -> str:
+        """SHA-256 over the images' SOPInstanceUIDs: who sends, in which order or encoding, changes nothing.
+
+        A UID stands for one content (PS3.3 C.12.1); of two contents under one UID the spool keeps the first.
+        """
+        uids = sorted(
+            instance.sop_instance_uid for series in self.series for instance in series.instances if instance.is_content
+        )
+        return hashlib.sha256("\n".join(uids).encode()).hexdigest()
+
+    @property
+    def patients(self) -> frozenset[str]:
+        """One digest for each patient that the images name: one, or something is badly wrong."""
+        return frozenset(
+            instance.patient_digest for series in self.series for instance in series.instances if instance.is_content
+        )

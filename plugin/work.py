@@ -1,0 +1,226 @@
+"""The three kinds of work, each one item at a time: claim it, do it, write down what it came to."""
+
+import os
+import socket
+import time
+from collections.abc import Callable
+from datetime import UTC
+
+import structlog
+
+from hlip_core.errors import Refused
+from hlip_core.volume import PreparedScan
+from plugin import delivery
+from plugin.analysis import (
+    Analysis,
+    NothingToSay,
+    analyse_study,
+    check_patient,
+    check_scope,
+    fates,
+    inputs_digest,
+    prepare_series,
+    read_source,
+)
+from plugin.bootstrap import Plugin
+from plugin.index import leases, outcomes, overview
+from plugin.index.leases import Claim
+from plugin.lifecycle import SeriesState, backoff_seconds
+from plugin.study import StudyView
+
+log = structlog.get_logger("hlip.work")
+
+FAILED_WAIT_SECONDS = 2.0
+
+
+def work_once(plugin: Plugin, queue: str) -> bool:
+    """Claim and do the most urgent item of a queue; False where there is none.
+
+    Whatever goes wrong in an item ends here: it is tried again later, and given up by the scheduler in the end.
+    """
+    workers = plugin.settings.workers
+    claim = leases.claim(
+        plugin.database,
+        queue,
+        owner=f"{socket.gethostname()}-{os.getpid()}",
+        lease_seconds=workers.lease_seconds,
+        max_attempts=workers.max_attempts,
+    )
+    if claim is None:
+        return False
+    with leases.kept_alive(plugin.database, claim, workers.lease_seconds):
+        try:
+            WORK[queue](plugin, claim)
+        except Exception as error:  # the task's border: one study's fault is not the worker's end
+            log.error("failed", queue=queue, item=claim.id, attempt=claim.attempts, cause=_cause(error))
+            leases.put_back(
+                plugin.database,
+                claim,
+                detail=_cause(error),
+                wait_seconds=backoff_seconds(claim.attempts, first=FAILED_WAIT_SECONDS, longest=60),
+            )
+    return True
+
+
+def _cause(error: BaseException) -> str:
+    """Type and place of an exception, without its text, which may quote a header."""
+    place, trace = "", error.__traceback__
+    while trace is not None:
+        place = f"{trace.tb_frame.f_globals.get('__name__', '?')}:{trace.tb_lineno}"
+        trace = trace.tb_next
+    return f"{type(error).__name__} at {place}"
+
+
+# ---- prepare -----------------------------------------------------------------------------------------------
+
+
+def _prepare(plugin: Plugin, claim: Claim) -> None:
+    started = time.monotonic()
+    series = overview.series_view(plugin.database, claim.id)
+    uids = (series.study_instance_uid, series.series_instance_uid)
+    paths = [plugin.spool.instance_path(*uids, i.sop_instance_uid) for i in series.instances]
+    try:
+        scan = prepare_series(
+            paths,
+            plugin.bundle.preprocessing,
+            plugin.settings.routing.rules,
+            prepared_path=plugin.spool.prepared_path(*uids),
+            header_path=plugin.spool.header_path(*uids),
+        )
+    except Refused as refusal:
+        seconds = time.monotonic() - started
+        outcomes.series_refused(
+            plugin.database, claim, reason=str(refusal.reason), detail=refusal.detail, seconds=seconds
+        )
+        log.info("refused", series_instance_uid=uids[1], reason=str(refusal.reason))
+        return
+    seconds = time.monotonic() - started
+    outcomes.series_prepared(plugin.database, claim, notes=scan.notes, seconds=seconds)
+    log.info("prepared", series_instance_uid=uids[1], instances=len(paths), seconds=round(seconds, 2))
+
+
+# ---- analyse -----------------------------------------------------------------------------------------------
+
+
+def _analyse(plugin: Plugin, claim: Claim) -> None:
+    started = time.monotonic()
+    study = overview.study_view(plugin.database, claim.id)
+    scans = {
+        series.series_instance_uid: PreparedScan.load(
+            plugin.spool.prepared_path(study.study_instance_uid, series.series_instance_uid)
+        )
+        for series in study.series
+        if series.state == SeriesState.PREPARED
+    }
+    fate_rows = fates(study, scans, plugin.bundle)
+    try:
+        check_patient(study)
+        check_scope(fate_rows)
+    except NothingToSay as nothing:
+        outcomes.study_refused(
+            plugin.database,
+            claim,
+            reason=str(nothing.reason),
+            detail="",
+            seconds=time.monotonic() - started,
+        )
+        log.info("refused", study_instance_uid=study.study_instance_uid, reason=str(nothing.reason))
+        return
+    thresholds = plugin.settings.thresholds
+    same = inputs_digest(study, fate_rows, plugin.bundle, thresholds)
+    if study.current is not None and study.current.inputs_digest == same:
+        outcomes.study_unchanged(plugin.database, claim, seconds=time.monotonic() - started)
+        log.info("unchanged", study_instance_uid=study.study_instance_uid, revision=study.revision)
+        return
+    analysis = analyse_study(
+        study,
+        scans,
+        read_source(study, _header_paths(plugin, study)),
+        plugin.bundle,
+        fate_rows=fate_rows,
+        thresholds=thresholds,
+        device=plugin.device,
+        installation_uid=plugin.installation_uid,
+    )
+    _report(plugin, claim, study, analysis, started)
+
+
+def _header_paths(plugin: Plugin, study: StudyView) -> dict:
+    return {
+        series.series_instance_uid: plugin.spool.header_path(study.study_instance_uid, series.series_instance_uid)
+        for series in study.series
+    }
+
+
+def _report(plugin: Plugin, claim: Claim, study: StudyView, analysis: Analysis, started: float) -> None:
+    report, spool = analysis.report, plugin.spool
+    folder = spool.results_folder(study.study_instance_uid, report.revision)
+    revision = outcomes.NewRevision(
+        number=report.revision,
+        inputs_digest=analysis.inputs_digest,
+        content_digest=report.content_digest,
+        bundle_digest=plugin.bundle.digest,
+        preprocessing=plugin.bundle.preprocessing.name,
+        created_at=report.created.astimezone(UTC).timestamp(),
+        embedding=None if report.assessment is None else report.assessment.embedding.tobytes(),
+        findings=analysis.findings,
+        results=[
+            outcomes.NewResult(
+                sop_class_uid=file.sop_class_uid,
+                sop_instance_uid=file.sop_instance_uid,
+                series_instance_uid=file.series_instance_uid,
+                description=file.description,
+                path=spool.relative(folder / file.name),
+            )
+            for file in analysis.files
+        ],
+    )
+    staged = spool.stage_results(study.study_instance_uid, {file.name: file.content for file in analysis.files})
+    seconds = time.monotonic() - started
+    stands = outcomes.study_reported(
+        plugin.database,
+        claim,
+        revision,
+        destinations=[row.name for row in plugin.settings.destinations],
+        hold=plugin.holds_results,
+        seconds=seconds,
+        publish=lambda: spool.publish_results(staged, study.study_instance_uid, report.revision),
+    )
+    if not stands:
+        spool.discard_results(staged)
+    log.info(
+        "reported" if stands else "overtaken by new images",
+        study_instance_uid=study.study_instance_uid,
+        revision=report.revision,
+        positive=sum(row["positive"] for row in analysis.findings),
+        seconds=round(seconds, 2),
+    )
+
+
+# ---- deliver -----------------------------------------------------------------------------------------------
+
+
+def _deliver(plugin: Plugin, claim: Claim) -> None:
+    started = time.monotonic()
+    path, destination, study_uid = outcomes.result_file(plugin.database, claim, plugin.spool.folder)
+    retry = plugin.settings.delivery
+    try:
+        plugin.outbox.store(destination, path)
+    except delivery.NotNow as trouble:
+        wait = backoff_seconds(claim.attempts, first=retry.first_retry_seconds, longest=retry.longest_retry_seconds)
+        leases.put_back(plugin.database, claim, detail=str(trouble), wait_seconds=wait)
+        log.warning("not delivered", destination=destination, cause=str(trouble), next_try_seconds=wait)
+    except delivery.Refused as refusal:
+        outcomes.delivery_refused(plugin.database, claim, detail=str(refusal), seconds=time.monotonic() - started)
+        log.error("delivery refused", destination=destination, cause=str(refusal))
+    else:
+        seconds = time.monotonic() - started
+        outcomes.delivered(plugin.database, claim, seconds=seconds)
+        log.info("delivered", destination=destination, study_instance_uid=study_uid, seconds=round(seconds, 2))
+
+
+WORK: dict[str, Callable[[Plugin, Claim], None]] = {
+    "prepare": _prepare,
+    "analyse": _analyse,
+    "deliver": _deliver,
+}

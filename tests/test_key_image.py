@@ -1,0 +1,136 @@
+"""Key images: valid RGB Secondary Captures of the right slice, with banner, finding and mark."""
+
+from dataclasses import replace
+from io import BytesIO
+
+import numpy as np
+import pytest
+from peers import dciodvfy_errors
+from pydicom import dcmread
+from reports import (
+    FRACTURE,
+    ICH,
+    SHIFT,
+    Card,
+    assert_valid,
+    location,
+    report,
+    report_of,
+    score,
+    source,
+)
+
+from plugin.results import KeySlice, build_results, key_findings, key_slice, to_bytes
+from plugin.results.key_image import RED, YELLOW, key_images
+
+
+def flat(label: str = ICH.label, shape: tuple[int, int] = (512, 512), **changes) -> KeySlice:
+    return KeySlice(label=label, grey=np.full(shape, 90, np.uint8), **changes)
+
+
+def pixels(result) -> np.ndarray:
+    return dcmread(BytesIO(to_bytes(result))).pixel_array
+
+
+def places(image: np.ndarray, colour: tuple[int, int, int]) -> np.ndarray:
+    return np.argwhere((image == colour).all(axis=2))
+
+
+@pytest.mark.parametrize("shape", [(512, 512), (511, 513), (64, 96), (768, 512)])
+def test_a_key_image_is_a_valid_secondary_capture(tmp_path, shape):
+    at = location(row=20, column=30)
+    (image,) = key_images(report(score(ICH, at=at), key_slices=(flat(shape=shape),)))
+    assert_valid(image, tmp_path)
+    drawn = pixels(image)
+    assert drawn.shape == (image.Rows, image.Columns, 3)
+    assert image.Columns >= 512
+    assert image.SeriesNumber == 9103
+
+
+def test_the_banner_is_above_the_slice_and_hides_nothing_of_it():
+    (image,) = key_images(report(score(ICH), key_slices=(flat(),)))
+    drawn = pixels(image)
+    banner = places(drawn, RED)[:, 0]
+    slice_rows = np.flatnonzero((drawn == 90).all(axis=2).sum(axis=1) > 400)
+    assert banner.max() < slice_rows.min()
+    assert slice_rows.max() - slice_rows.min() == 511
+
+
+def test_an_untrained_model_has_a_second_banner():
+    def banner_rows(**changes) -> int:
+        (image,) = key_images(report(score(ICH), key_slices=(flat(),), **changes))
+        return len(np.unique(places(pixels(image), RED)[:, 0]))
+
+    assert banner_rows(bundle=Card(status="untrained")) > banner_rows()
+
+
+def test_the_ring_is_round_the_place_where_the_model_looked():
+    (image,) = key_images(report(score(ICH, at=location(row=100, column=300)), key_slices=(flat(),)))
+    drawn = pixels(image)
+    top = places(drawn, (90, 90, 90))[:, 0].min()
+    centre = places(drawn, YELLOW).mean(axis=0) - (top, 0)
+    assert np.abs(centre - (100, 300)).max() <= 1
+
+
+def test_a_contour_is_drawn_where_it_lies():
+    square = np.array([[50, 60], [50, 90], [80, 90], [80, 60]], float)
+    at = location(row=300, column=300)
+    with_contour, without = (
+        pixels(key_images(report(score(ICH, at=at), key_slices=(flat(contours=contours),)))[0])
+        for contours in ((square,), ())
+    )
+    top = places(without, (90, 90, 90))[:, 0].min()
+    changed = np.argwhere((with_contour != without).any(axis=2)) - (top, 0)
+    assert np.abs(changed.min(axis=0) - (50, 60)).max() <= 2
+    assert np.abs(changed.max(axis=0) - (80, 90)).max() <= 2
+
+
+def test_the_key_image_refers_to_its_source_frame():
+    at = location(sop_instance_uid="2.25.5", frame_number=3)
+    (image,) = key_images(report(score(ICH, at=at), key_slices=(flat(),)))
+    reference = image.SourceImageSequence[0]
+    assert (reference.ReferencedSOPInstanceUID, reference.ReferencedFrameNumber) == ("2.25.5", 3)
+    assert "Intracranial hemorrhage: AI score 0.31" in image.ImageComments
+
+
+def test_there_are_at_most_three_in_one_series_and_the_highest_scores_are_chosen():
+    scores = (score(ICH, value=0.3), score(SHIFT, value=0.5), score(FRACTURE, value=0.4), score(ICH, value=0.26))
+    assert [s.score for s in key_findings(report(*scores))] == [0.5, 0.4, 0.3]
+    slices = tuple(flat(finding.label) for finding in (SHIFT, FRACTURE, ICH, ICH))
+    images = key_images(report(*scores, key_slices=slices))
+    assert [image.InstanceNumber for image in images] == [1, 2, 3]
+    assert len({image.SeriesInstanceUID for image in images}) == 1
+    assert len({image.SOPInstanceUID for image in images}) == 3
+
+
+def test_a_key_slice_of_a_finding_that_is_not_located_is_refused():
+    with pytest.raises(ValueError, match="not located"):
+        report(score(ICH, value=0.0), key_slices=(flat(),))
+    with pytest.raises(ValueError, match="not located"):
+        key_slice(source(), replace(score(ICH), location=None))
+
+
+def test_a_lossy_source_makes_a_lossy_key_image():
+    header = source(LossyImageCompression="01", LossyImageCompressionRatio="10")
+    (image,) = key_images(report(score(ICH), source=header, key_slices=(flat(),)))
+    assert image.LossyImageCompression == "01"
+
+
+def test_the_real_head_is_shown_in_the_window_of_the_finding(shared, tmp_path):
+    files = sorted((shared / "data/ct/ge_hispeed_human_tilt_vargap").iterdir())
+    made = report_of(files, score(ICH), score(FRACTURE))
+    middle = dcmread(files[14])
+    slices = tuple(key_slice(middle, each) for each in key_findings(made))
+    brain, bone = (key.grey for key in slices)
+    assert brain.shape == (512, 512)
+    assert (brain == 255).sum() > 5 * (bone == 255).sum()
+    for image in key_images(replace(made, key_slices=slices)):
+        assert_valid(image, tmp_path, source_errors=dciodvfy_errors(files[14]))
+
+
+def test_the_same_report_draws_the_same_bytes():
+    first, second = (
+        [to_bytes(result) for result in build_results(report(score(ICH), key_slices=(flat(),)))] for _ in range(2)
+    )
+    assert len(first) == 3
+    assert first == second

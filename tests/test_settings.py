@@ -1,0 +1,72 @@
+"""Settings: the sample file is complete and true, variables win over files, mistakes are told."""
+
+import tomllib
+from pathlib import Path
+
+import pytest
+from pydantic import BaseModel, ValidationError
+
+from plugin.settings import Settings, load_settings
+
+SAMPLE = Path(__file__).parents[1] / "deploy" / "hlip.toml"
+
+
+def test_the_sample_file_holds_the_defaults() -> None:
+    sample = load_settings(SAMPLE)
+    defaults = Settings()
+    assert sample.model_dump() == defaults.model_dump()
+
+
+def test_the_sample_file_explains_every_setting() -> None:
+    text = SAMPLE.read_text()
+    written = tomllib.loads(text)
+    for section, field in Settings.model_fields.items():
+        if section in ("thresholds", "destinations"):
+            assert f"[{section}]" in text
+            continue
+        assert isinstance(field.default, BaseModel)
+        for key in type(field.default).model_fields:
+            assert key in written[section], f"{section}.{key} is missing"
+            if section != "routing":
+                line = next(i for i, row in enumerate(text.splitlines()) if row.startswith(f"{key} ="))
+                above = text.splitlines()[line - 1]
+                assert above.startswith("#"), f"{section}.{key} is not explained"
+
+
+def test_a_variable_wins_over_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "hlip.toml"
+    file.write_text("[listener]\nport = 104\nae_title = 'FILE'\n")
+    monkeypatch.setenv("HLIP_LISTENER__PORT", "4104")
+    settings = load_settings(file)
+    assert (settings.listener.port, settings.listener.ae_title) == (4104, "FILE")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[listener]\nprot = 104\n",
+        "[listener]\nport = 99999\n",
+        "[lisener]\nport = 104\n",
+        "[[destinations]]\nname = 'a'\n",
+        "[[destinations]]\nname = 'a'\nhost = 'h'\n",
+        "[[destinations]]\nname = 'a'\nurl = 'http://h'\n[[destinations]]\nname = 'a'\nurl = 'http://h'\n",
+    ],
+)
+def test_a_mistake_is_refused(tmp_path: Path, text: str) -> None:
+    file = tmp_path / "hlip.toml"
+    file.write_text(text)
+    with pytest.raises(ValidationError):
+        load_settings(file)
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"nowhere\.toml"):
+        load_settings(tmp_path / "nowhere.toml")
+
+
+def test_secrets_are_not_printed(tmp_path: Path) -> None:
+    file = tmp_path / "hlip.toml"
+    file.write_text("[index]\nurl = 'postgresql+psycopg://hlip:hunter2@db/hlip'\n")
+    settings = load_settings(file)
+    assert "hunter2" not in repr(settings)
+    assert settings.index_url.endswith("hunter2@db/hlip")

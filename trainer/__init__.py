@@ -1,0 +1,1 @@
+"""Training: phantoms, cohorts, recipes, evaluation."""
