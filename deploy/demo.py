@@ -154,14 +154,14 @@ def read_status(environment: dict[str, str]) -> dict[str, Any]:
 def follow(environment: dict[str, str], server: subprocess.Popen) -> dict[str, Any]:
     """Show what each study and series is doing until all is done, or for ten minutes."""
     from plugin.lifecycle import DELIVERY_DONE, STUDY_DONE
-    from plugin.screens import status_table
+    from plugin.screens import status_page
 
     console.rule("[bold]the road")
     deadline = time.monotonic() + LONGEST_SECONDS
     status = read_status(environment)
-    with Live(status_table(status), console=console, auto_refresh=False) as live:
+    with Live(status_page(status), console=console, auto_refresh=False) as live:
         while server.poll() is None and time.monotonic() < deadline:
-            live.update(status_table(status), refresh=True)
+            live.update(status_page(status), refresh=True)
             done = status["studies"] and set(status["studies_by_state"]) <= STUDY_DONE
             if done and set(status["deliveries_by_state"]) <= DELIVERY_DONE and not status["waiting_to_be_indexed"]:
                 break

@@ -42,6 +42,7 @@ MALFORMED = (
     NotImplementedError,
     OSError,
     RecursionError,
+    StopIteration,
     TypeError,
     ValueError,
     struct.error,

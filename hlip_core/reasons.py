@@ -70,7 +70,9 @@ REASONS: dict[Reason, ReasonRow] = {
     Reason.DERIVED_MAP: ReasonRow("out_of_scope", "The series is a computed map (perfusion, material, ...)."),
     Reason.MOSAIC: ReasonRow("out_of_scope", "The images are mosaics of many small slices."),
     Reason.OTHER_BODY_PART: ReasonRow("out_of_scope", "The images are of another body part."),
-    Reason.NOT_A_HEAD: ReasonRow("out_of_scope", "No known body part is named, and the images do not look like a head."),
+    Reason.NOT_A_HEAD: ReasonRow(
+        "out_of_scope", "No known body part is named, and the images do not look like a head."
+    ),
     Reason.NOT_ROUTED: ReasonRow("out_of_scope", "The routing rules of this site leave the series out."),
     Reason.MODALITY: ReasonRow("out_of_scope", "The images are of another modality than the model's."),
     Reason.NON_IMAGE: ReasonRow("out_of_scope", "The objects are not images."),

@@ -10,17 +10,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from os import PathLike
 
 import numpy as np
-from pydicom import dcmread
 from pydicom.dataset import Dataset
 
 from hlip_core import content, resample
 from hlip_core.errors import Refused
+from hlip_core.files import open_series
 from hlip_core.frames import frames_of
 from hlip_core.geometry import Stack, stack_of
-from hlip_core.headers import MALFORMED, integer, is_deflated, lenient, text
+from hlip_core.headers import MALFORMED, integer, lenient, text
 from hlip_core.pixels import values
 from hlip_core.prepared import PreparedScan, SourceMap, SourceVoxel
 from hlip_core.preprocessing import Preprocessing
@@ -29,28 +28,8 @@ from hlip_core.scope import region, screen
 
 __all__ = ["PreparedScan", "SourceMap", "SourceVoxel", "open_series", "prepare"]
 
-DEFER = 4096  # bytes; longer values stay in the file until they are asked for
 MAX_VOXELS = 2**27  # of a volume that has to be decoded whole: 512 MB as float32
 AIR_BELOW, AIR_SHARE = -300, 1e-4  # a CT in HU has at least this share of voxels below this value
-
-
-def open_series(paths: Sequence[str | PathLike[str]]) -> list[Dataset]:
-    """The datasets of one series with their pixel data left in the files, to be read slice by slice.
-
-    Raises Refused(undecodable) for a file that is not DICOM, OSError for one that is not there.
-    """
-    with lenient():
-        return [_open(path, f"file {i} of {len(paths)}") for i, path in enumerate(paths, start=1)]
-
-
-def _open(path: str | PathLike[str], which: str) -> Dataset:
-    try:
-        dataset = dcmread(path, defer_size=DEFER)
-        return dcmread(path) if is_deflated(dataset) else dataset
-    except (FileNotFoundError, PermissionError):
-        raise
-    except MALFORMED as error:
-        raise Refused(Reason.UNDECODABLE, f"{which} cannot be read as DICOM: {type(error).__name__}") from error
 
 
 def prepare(datasets: Sequence[Dataset], spec: Preprocessing) -> PreparedScan:

@@ -46,7 +46,7 @@ def configure(settings: LogSettings) -> None:
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
         cache_logger_on_first_use=True,
     )
-    for library in ("pydicom", "pynetdicom", "dicomweb_client", "highdicom"):
+    for library in ("pydicom", "pynetdicom", "dicomweb_client", "highdicom", "retrying"):
         logging.getLogger(library).setLevel(logging.CRITICAL)
 
 

@@ -149,12 +149,12 @@ def status(
     if as_json:
         print(json.dumps(read(), indent=2))
     elif watch:
-        with Live(screens.status_table(read()), console=console, screen=False) as live:
+        with Live(screens.status_page(read()), console=console, screen=False) as live:
             while True:
                 time.sleep(1)
-                live.update(screens.status_table(read()))
+                live.update(screens.status_page(read()))
     else:
-        console.print(screens.status_table(read()))
+        console.print(screens.status_page(read()))
 
 
 @app.command()

@@ -1,12 +1,14 @@
 """DIMSE as a user (SCU): C-ECHO and C-STORE to a peer (PS3.7 sections 9.1.1 and 9.1.5)."""
 
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from pydicom import Dataset, dcmread
 from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
 from pynetdicom import AE
+from pynetdicom.association import Association
 from pynetdicom.presentation import PresentationContext, build_context
 from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]
 
@@ -30,11 +32,20 @@ class Peer:
     timeout_seconds: float = 60
 
 
-def _application_entity(peer: Peer, contexts: list[PresentationContext]) -> AE:
+@contextmanager
+def _association(peer: Peer, contexts: list[PresentationContext]) -> Iterator[Association]:
+    """An association, established or not, released at the end; its socket is closed in any case."""
     ae = AE(ae_title=peer.calling_ae_title)
     ae.requested_contexts = contexts
     ae.acse_timeout = ae.dimse_timeout = ae.network_timeout = ae.connection_timeout = peer.timeout_seconds
-    return ae
+    association = ae.associate(peer.host, peer.port, ae_title=peer.ae_title)
+    try:
+        yield association
+    finally:
+        if association.is_established:
+            association.release()
+        if (socket := association.dul.socket) is not None:
+            socket.close()
 
 
 def _contexts_for(headers: Iterable[Dataset]) -> list[PresentationContext]:
@@ -49,14 +60,8 @@ def _contexts_for(headers: Iterable[Dataset]) -> list[PresentationContext]:
 
 def echo(peer: Peer) -> bool:
     """Whether the peer answers a C-ECHO with success."""
-    association = _application_entity(peer, [build_context(Verification)]).associate(
-        peer.host, peer.port, ae_title=peer.ae_title
-    )
-    if not association.is_established:
-        return False
-    status = association.send_c_echo()
-    association.release()
-    return status.get("Status") == 0x0000
+    with _association(peer, [build_context(Verification)]) as association:
+        return association.is_established and association.send_c_echo().get("Status") == 0x0000
 
 
 def send(paths: Iterable[Path], peer: Peer) -> Iterator[tuple[Path, int]]:
@@ -68,19 +73,14 @@ def send(paths: Iterable[Path], peer: Peer) -> Iterator[tuple[Path, int]]:
     """
     paths = list(paths)
     headers = [dcmread(path, stop_before_pixels=True, specific_tags=["SOPClassUID"]) for path in paths]
-    association = _application_entity(peer, _contexts_for(headers)).associate(
-        peer.host, peer.port, ae_title=peer.ae_title
-    )
-    if not association.is_established:
-        raise PeerUnavailable(f"no association with {peer.ae_title} at {peer.host}:{peer.port}")
-    try:
+    with _association(peer, _contexts_for(headers)) as association:
+        if not association.is_established:
+            raise PeerUnavailable(f"no association with {peer.ae_title} at {peer.host}:{peer.port}")
         for path in paths:
-            status = association.send_c_store(path)
+            try:
+                status = association.send_c_store(path)
+            except ValueError as error:  # pynetdicom: no accepted presentation context
+                raise PeerRefused(f"{peer.ae_title} accepts no presentation context for the object") from error
             if "Status" not in status:
                 raise PeerUnavailable(f"the association with {peer.ae_title} broke")
             yield path, int(status.Status)
-    except ValueError as error:  # pynetdicom: no accepted presentation context
-        raise PeerRefused(f"{peer.ae_title} accepts no presentation context for the object") from error
-    finally:
-        if association.is_established:
-            association.release()

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import structlog
-from pydicom.uid import AllTransferSyntaxes
+from pydicom.uid import AllTransferSyntaxes, ExplicitVRLittleEndian
 from pynetdicom import AE, evt
 from pynetdicom import _config as pynetdicom_config
 from pynetdicom.events import Event
@@ -33,7 +33,9 @@ CANNOT_UNDERSTAND = 0xC000
 
 
 def _contexts() -> list[PresentationContext]:
-    contexts = [build_context(uid, list(AllTransferSyntaxes)) for uid in ACCEPTED]
+    """Every class in every transfer syntax. Of several offered in one context the first here is taken."""
+    syntaxes = [ExplicitVRLittleEndian, *(uid for uid in AllTransferSyntaxes if uid != ExplicitVRLittleEndian)]
+    contexts = [build_context(uid, list(syntaxes)) for uid in ACCEPTED]
     return [*contexts, build_context(Verification)]
 
 

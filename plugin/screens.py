@@ -84,26 +84,27 @@ def _counts(name: str, counts: dict[str, int]) -> Text:
     return text
 
 
-def status_table(status: dict[str, Any]) -> Group:
-    """The latest studies, a row each with their series below, and the counts."""
-    table = Table("study", "last image", "state", "rev", "series and deliveries", expand=True)
-    for study in status["studies"]:
-        parts = Text()
-        for series in study["series"]:
-            number = "-" if series["series_number"] is None else series["series_number"]
-            parts.append(f"{series['modality'] or '?'} {number}, {series['instances']} images: ")
-            parts.append_text(_state(series["state"], series["reason"])).append("\n")
-        for result in next((r["results"] for r in study["revisions"] if r["current"]), ()):
-            for sent in result["deliveries"]:
-                parts.append(f"{result['description']} to {sent['destination']}: ")
-                parts.append_text(_state(sent["state"], sent["detail"] or None)).append("\n")
-        parts.rstrip()
-        state = _state(study["state"], study["reason"])
-        revision = str(study["revision"] or "")
-        table.add_row(Text(study["study_instance_uid"]), _clock(study["last_image_at"]), state, revision, parts)
+def status_page(status: dict[str, Any]) -> Group:
+    """The latest studies with their series and deliveries, and the counts; UIDs whole, to be copied."""
+    studies = (line for study in status["studies"] for line in _study_lines(study))
     counts = [_counts(kind, status[f"{kind}_by_state"]) for kind in ("studies", "series", "deliveries")]
     waiting = Text(f"{status['instances']} instances; {status['waiting_to_be_indexed']} wait to be indexed")
-    return Group(table, *counts, waiting)
+    return Group(*studies, *counts, waiting)
+
+
+def _study_lines(study: dict[str, Any]) -> Iterator[Text]:
+    yield Text.assemble((study["study_instance_uid"], "bold"), "  ", _state(study["state"], study["reason"]))
+    revision = f", revision {study['revision']}" if study["revision"] else ""
+    yield Text(f"   last image {_clock(study['last_image_at'])}{revision}", style="dim")
+    for series in study["series"]:
+        number = "-" if series["series_number"] is None else series["series_number"]
+        what = f"   {series['modality'] or '?'} {number}, {series['instances']} instances: "
+        yield Text.assemble(what, _state(series["state"], series["reason"]))
+    for result in next((r["results"] for r in study["revisions"] if r["current"]), ()):
+        for sent in result["deliveries"]:
+            what = f"   {result['description']} to {sent['destination']}: "
+            yield Text.assemble(what, _state(sent["state"], sent["detail"] or None))
+    yield Text("")
 
 
 def print_outcome(console: Console, outcome: Outcome) -> None:

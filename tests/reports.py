@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from peers import dciodvfy_errors, needs
 from pydicom import Dataset, dcmread
 from pydicom.uid import CTImageStorage
 
@@ -18,6 +17,7 @@ from hlip_core.findings import Finding, FindingsTable
 from hlip_core.prepared import SourceVoxel
 from hlip_core.preprocessing import PREPROCESSINGS, Preprocessing
 from hlip_core.reasons import Reason
+from peers import dciodvfy_errors, needs
 from plugin.results import SeriesFate, StudyReport, to_bytes
 
 CREATED = datetime(2026, 11, 24, 13, 5, 7, 120000, tzinfo=timezone(timedelta(hours=1)))

@@ -5,10 +5,10 @@ from collections.abc import Iterable
 import pytest
 from pydicom import Dataset
 from pydicom.sr._concepts_dict import concepts
-from reports import FINDINGS, FRACTURE, ICH, report, score
 
 from plugin.results import build_results
 from plugin.results.codes import CLINICAL, CODES, DICTIONARY, PRIVATE, PRIVATE_SCHEME, code, coding_schemes
+from reports import FINDINGS, FRACTURE, ICH, report, score
 
 ROWS = {**CODES, **{row.meaning: row for row in CLINICAL}}
 HIGHDICOM = {

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import series
 
+import series
 from hlip_core.content import axial, looks_like_a_head, skull_planes
 from hlip_core.errors import Refused
 from hlip_core.preprocessing import BRAIN_MRI, HEAD_CT

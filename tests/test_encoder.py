@@ -1,13 +1,10 @@
-import dataclasses
-
 import numpy as np
-import parity
 import pytest
 import torch
 
-from hlip_core.architectures import ENCODERS, EncoderConfig
+import parity
+from hlip_core.architectures import EncoderConfig
 from hlip_core.encoder import Encoder, create_encoder
-from hlip_core.errors import InputError
 
 TINY = parity.load_json("tiny.json")
 NUMBERS = np.load(parity.FIXTURES / "tiny.npz")

@@ -5,9 +5,12 @@ from io import BytesIO
 
 import pytest
 from highdicom.sr import Comprehensive3DSR
-from peers import dciodvfy_errors
 from pydicom import dcmread
 from pydicom.uid import EnhancedCTImageStorage
+
+from peers import dciodvfy_errors
+from plugin.results import build_results, to_bytes
+from plugin.results.findings_report import ARROW, findings_report
 from reports import (
     FINDINGS,
     FRACTURE,
@@ -24,9 +27,6 @@ from reports import (
     sha256,
     texts,
 )
-
-from plugin.results import build_results, to_bytes
-from plugin.results.findings_report import ARROW, findings_report
 
 
 def groups(result):

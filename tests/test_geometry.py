@@ -6,9 +6,9 @@ import random
 
 import numpy as np
 import pytest
-import series
 from pydicom import Dataset
 
+import series
 from hlip_core.errors import Refused
 from hlip_core.geometry import ORIENTATIONS
 from hlip_core.preprocessing import BRAIN_MRI, HEAD_CT, Preprocessing

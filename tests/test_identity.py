@@ -8,10 +8,10 @@ import pytest
 from pydicom import config, dcmread
 from pydicom.dataset import FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
-from reports import Card, assert_valid, report, score, sha256, source
 
 from plugin.results import KINDS, StudyReport, build_results, result_uid, to_bytes
 from plugin.results.identity import PATIENT, STUDY, TRIAL, TYPE_2, fit
+from reports import Card, assert_valid, report, score, sha256, source
 
 NAMES = {
     "Japanese": (["", "ISO 2022 IR 87"], "Yamada^Tarou=山田^太郎=やまだ^たろう"),
@@ -175,8 +175,9 @@ def test_the_installation_is_the_observing_device():
 
 def test_a_later_revision_names_its_predecessors(tmp_path):
     before = ("1.2.840.10008.5.1.4.1.1.88.22", "2.25.9", "2.25.8")
-    (summary,) = build_results(report(revision=2, predecessors=(before,)))
-    series = summary.PredecessorDocumentsSequence[0].ReferencedSeriesSequence[0]
+    key_image = ("1.2.840.10008.5.1.4.1.1.7", "2.25.11", "2.25.10")
+    (summary,) = build_results(report(revision=2, predecessors=(before, key_image)))
+    (series,) = summary.PredecessorDocumentsSequence[0].ReferencedSeriesSequence
     assert series.SeriesInstanceUID == "2.25.8"
     assert series.ReferencedSOPSequence[0].ReferencedSOPInstanceUID == "2.25.9"
     assert_valid(summary, tmp_path)
@@ -191,6 +192,8 @@ def test_fit_knows_the_default_repertoire_and_unknown_character_sets():
     assert fit("aä頭", source(SpecificCharacterSet="ISO_IR 100")) == "aä?"
     assert fit("aä頭", source(SpecificCharacterSet="ISO_IR 192")) == "aä頭"
     assert fit("ä頭", source(SpecificCharacterSet=["", "ISO 2022 IR 87"])) == "?頭"
+    assert fit("a", source(SpecificCharacterSet="ISO_IR 999")) == "a"
+    assert fit("one\n\x1b$Btwo", source()) == "one\n?$Btwo"
 
 
 def test_names_in_files_of_other_programs_are_kept(shared):

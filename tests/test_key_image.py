@@ -5,8 +5,11 @@ from io import BytesIO
 
 import numpy as np
 import pytest
-from peers import dciodvfy_errors
 from pydicom import dcmread
+
+from peers import dciodvfy_errors
+from plugin.results import KeySlice, build_results, key_findings, key_slice, to_bytes
+from plugin.results.key_image import RED, YELLOW, key_images
 from reports import (
     FRACTURE,
     ICH,
@@ -19,9 +22,7 @@ from reports import (
     score,
     source,
 )
-
-from plugin.results import KeySlice, build_results, key_findings, key_slice, to_bytes
-from plugin.results.key_image import RED, YELLOW, key_images
+from series import head, series
 
 
 def flat(label: str = ICH.label, shape: tuple[int, int] = (512, 512), **changes) -> KeySlice:
@@ -110,10 +111,13 @@ def test_a_key_slice_of_a_finding_that_is_not_located_is_refused():
         key_slice(source(), replace(score(ICH), location=None))
 
 
-def test_a_lossy_source_makes_a_lossy_key_image():
-    header = source(LossyImageCompression="01", LossyImageCompressionRatio="10")
-    (image,) = key_images(report(score(ICH), source=header, key_slices=(flat(),)))
-    assert image.LossyImageCompression == "01"
+def test_a_lossy_source_makes_a_lossy_key_image(tmp_path):
+    image = series(head(1), LossyImageCompression="01", LossyImageCompressionRatio="10.5")[0]
+    at = location(sop_instance_uid=image.SOPInstanceUID)
+    key = key_slice(image, score(ICH, at=at))
+    (made,) = key_images(report(score(ICH, at=at), key_slices=(key,)))
+    assert (made.LossyImageCompression, made.LossyImageCompressionRatio) == ("01", "10.5")
+    assert_valid(made, tmp_path)
 
 
 def test_the_real_head_is_shown_in_the_window_of_the_finding(shared, tmp_path):

@@ -2,13 +2,13 @@
 
 import numpy as np
 import pytest
-from reports import ICH, items, location, prepared, report, score, source
-from series import AXIAL, CORONAL, SAGITTAL, blocks, enhanced, series
 
 from hlip_core.assessment import Location
 from hlip_core.preprocessing import PREPROCESSINGS
 from hlip_core.volume import prepare
 from plugin.results.findings_report import findings_report
+from reports import ICH, items, location, prepared, report, score, source
+from series import AXIAL, CORONAL, SAGITTAL, blocks, enhanced, series
 
 SPEC = PREPROCESSINGS["head-ct/1"]
 

@@ -5,12 +5,12 @@ from io import StringIO
 
 import pytest
 from pydicom import Dataset, dcmread
-from reports import FRACTURE, ICH, SHIFT, Card, refused, report, score, source
 from rich.console import Console
 
 from hlip_core.reasons import Reason
 from plugin.results import build_results
 from plugin.results.readable import html, page_of, terminal
+from reports import FRACTURE, ICH, SHIFT, Card, refused, report, score, source
 
 
 def shown(dataset: Dataset) -> str:

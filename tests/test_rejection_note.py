@@ -6,9 +6,9 @@ import pytest
 from highdicom.ko import KeyObjectSelectionDocument
 from pydicom import dcmread
 from pydicom.uid import SecondaryCaptureImageStorage
-from reports import CREATED, assert_valid, items, report, score, source
 
 from plugin.results import REJECTIONS, build_results, page_of, rejection_note, to_bytes
+from reports import CREATED, assert_valid, items, report, score, source
 
 MEANINGS = {
     "quality": ("113001", "Rejected for Quality Reasons"),

@@ -217,9 +217,7 @@ def test_the_order_of_arrival_changes_nothing(tmp_path: Path, reverse: bool) -> 
     with road(tmp_path) as plugin:
         storescu(plugin.port, paths)
         revision = plugin.settled(instances=12)["studies"][0]["revisions"][0]
-        (outcome,) = analyse_folder(
-            plugin.plugin, paths, tmp_path / "out", device="cpu", progress=lambda *_: None
-        )
+        (outcome,) = analyse_folder(plugin.plugin, paths, tmp_path / "out", device="cpu", progress=lambda *_: None)
         assert outcome.analysis is not None
         assert outcome.analysis.findings == revision["findings"]
 

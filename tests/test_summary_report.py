@@ -4,10 +4,15 @@ from io import BytesIO
 
 import pytest
 from highdicom.sr import EnhancedSR
-from peers import dciodvfy_errors
 from pydicom import dcmread
 from pydicom.uid import EnhancedSRStorage
+
+from hlip_core.reasons import Reason
+from peers import dciodvfy_errors
+from plugin.results import build_results, to_bytes
+from plugin.results.summary_report import LIMITS, NOT_CALIBRATED, result_sentence, summary_report
 from reports import (
+    FINDINGS,
     FRACTURE,
     ICH,
     SHIFT,
@@ -22,10 +27,6 @@ from reports import (
     sha256,
     texts,
 )
-
-from hlip_core.reasons import Reason
-from plugin.results import build_results, to_bytes
-from plugin.results.summary_report import LIMITS, NOT_CALIBRATED, result_sentence, summary_report
 
 
 def section(result, meaning):
@@ -46,6 +47,12 @@ def test_a_finding_is_a_container_with_presence_number_and_threshold_as_direct_c
     assert absent.ContentSequence[0].ConceptCodeSequence[0].CodeMeaning == "Absent"
     assert absent.ContentSequence[1].MeasuredValueSequence[0].NumericValue == 0.1
     assert not any("ContentSequence" in item for item in items(result, "CODE") + items(result, "NUM"))
+
+
+def test_a_finding_whose_code_says_it_in_other_words_is_named_too():
+    (finding,) = section(summary_report(report(score(FINDINGS["intraparenchymal_hemorrhage"]))), "Findings")
+    assert finding.ConceptNameCodeSequence[0].CodeMeaning == "Cerebral hemorrhage"
+    assert finding.ContentSequence[0].TextValue == "Intraparenchymal hemorrhage"
 
 
 def test_an_uncalibrated_score_is_never_called_a_certainty_or_shown_in_percent():
@@ -130,7 +137,13 @@ def test_model_digests_limits_and_the_notice_are_in_every_summary():
 def test_the_result_sentence_names_what_is_present():
     two = report(score(ICH), score(SHIFT))
     assert result_sentence(two) == "Present: Intracranial hemorrhage, Midline shift."
-    assert result_sentence(report(score(value=0.0))) == "No listed finding reached its threshold."
+    assert result_sentence(report(score(value=0.0))) == "No assessed finding reached its threshold."
+    some = report(score(value=0.0), score(FRACTURE, threshold=None))
+    assert result_sentence(some).endswith("Not assessed, without threshold: 1.")
+
+
+def test_a_report_without_any_series_is_valid(tmp_path):
+    assert_valid(summary_report(report(series=())), tmp_path)
 
 
 def test_the_summary_is_valid_and_highdicom_reads_it_back_equal(tmp_path):

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import series
 from pydicom import Dataset, dcmread
-from pydicom.encaps import encapsulate
+from pydicom.encaps import encapsulate, get_frame
 from pydicom.uid import JPEG2000Lossless, JPEGLSLossless, RLELossless
 
+import series
 from hlip_core import resample
 from hlip_core.errors import DamagedScan, Refused
 from hlip_core.preprocessing import BRAIN_MRI, CHEST_CT, HEAD_CT, Preprocessing
@@ -289,6 +289,22 @@ def test_a_truncated_compressed_slice_is_undecodable(tmp_path: Path) -> None:
     assert refusal(datasets) == Reason.UNDECODABLE
 
 
+def test_malformed_compressed_slices_are_refused_and_nothing_crashes() -> None:
+    whole = series.series(series.head(9))[0]
+    rng = np.random.default_rng(1)
+    for syntax in (RLELossless, JPEGLSLossless, JPEG2000Lossless):
+        dataset = copy.deepcopy(whole)
+        dataset.compress(syntax, generate_instance_uid=False)
+        pixels = dataset.PixelData
+        for _ in range(40):
+            mutated = bytearray(pixels)
+            for at in rng.integers(16, len(pixels), 4):
+                mutated[at] = rng.integers(256)
+            dataset.PixelData = bytes(mutated)
+            with contextlib.suppress(Refused):
+                prepare([dataset], dataclasses.replace(SMALL, num_slices=1, min_slices=1))
+
+
 def test_a_compressed_image_that_claims_a_huge_size_is_not_decoded() -> None:
     datasets = series.series(series.head())
     datasets[4].compress(JPEG2000Lossless, generate_instance_uid=False)
@@ -518,6 +534,15 @@ def test_seven_encodings_of_one_real_slice_give_the_same_values(shared: Path) ->
         np.testing.assert_array_equal(scans[name], scans["CT2_UNC"])
     assert np.abs(scans["CT2_JLSN"] - scans["CT2_UNC"]).max() < 20
     assert np.abs(scans["CT2_J2KI"] - scans["CT2_UNC"]).mean() < 60
+
+
+@pytest.mark.parametrize("name", ["CT2_RLE", "CT2_JPLL", "CT2_JLSL", "CT2_J2KR"])
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.99])
+def test_a_real_slice_with_its_end_cut_off_is_undecodable(shared: Path, name: str, share: float) -> None:
+    dataset = dcmread(shared / "data/ct/wg04_ct2_head_toshiba_7encodings" / name)
+    frame = get_frame(dataset.PixelData, 0, number_of_frames=1)
+    dataset.PixelData = encapsulate([frame[: int(len(frame) * share)]])
+    assert refusal([dataset], dataclasses.replace(HEAD_CT, min_slices=1)) == Reason.UNDECODABLE
 
 
 def test_a_real_single_head_slice_is_too_few_not_another_body_part(shared: Path) -> None:

@@ -4,8 +4,8 @@ import dataclasses
 
 import numpy as np
 import pytest
-import series
 
+import series
 from hlip_core.errors import InputError
 from hlip_core.preprocessing import BRAIN_MRI, HEAD_CT
 from hlip_core.volume import PreparedScan, prepare

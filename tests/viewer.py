@@ -19,6 +19,7 @@ from threading import Thread
 from typing import Any
 
 import pytest
+
 from peers import Orthanc, needs, orthanc, wait_until
 
 OHIF_VERSION = "3.13.2"

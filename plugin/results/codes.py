@@ -57,6 +57,7 @@ CODES: dict[str, CodeRow] = {
     "score": CodeRow("score", PRIVATE_SCHEME, "Zero-shot similarity score, not calibrated", PRIVATE),
     "threshold": CodeRow("threshold", PRIVATE_SCHEME, "Threshold", PRIVATE),
     "looked": CodeRow("looked", PRIVATE_SCHEME, "Where the model looked", PRIVATE),
+    "finding": CodeRow("121071", "DCM", "Finding", DICTIONARY),
     "comment": CodeRow("121106", "DCM", "Comment", DICTIONARY),
     "finding-site": CodeRow("363698007", "SCT", "Finding Site", DICTIONARY),
     "percent": CodeRow("%", "UCUM", "Percent", DICTIONARY),

@@ -20,9 +20,10 @@ from highdicom.sr import (
 from pydicom import Dataset
 
 from plugin.results.codes import code, coding_schemes
-from plugin.results.identity import MANUFACTURER, NOT_FOR_DIAGNOSIS, STATUS_NOTICE, Kind, fit, new_object
+from plugin.results.identity import KINDS, MANUFACTURER, NOT_FOR_DIAGNOSIS, STATUS_NOTICE, Kind, fit, new_object
 from plugin.results.report import StudyReport
 
+SR_CLASSES = frozenset(kind.sop_class_uid for kind in KINDS if kind.modality == "SR")
 CONTAINS = RelationshipTypeValues.CONTAINS
 
 
@@ -45,7 +46,9 @@ def uid(name: str | CodedConcept, value: str) -> UIDRefContentItem:
 def container(name: str | CodedConcept, children: Iterable[ContentItem]) -> ContainerContentItem:
     """A section whose items are shown apart, each with its name (viewers run CONTINUOUS ones together)."""
     item = ContainerContentItem(name=_concept(name), is_content_continuous=False, relationship_type=CONTAINS)
-    item.ContentSequence = ContentSequence(list(children))
+    items = list(children)
+    if items:
+        item.ContentSequence = ContentSequence(items)
     return item
 
 
@@ -108,8 +111,12 @@ def structured_report(report: StudyReport, kind: Kind, root: Dataset) -> Dataset
     instances = [(fate.series_instance_uid, *instance) for fate in report.analysed for instance in fate.instances]
     if instances:
         document.CurrentRequestedProcedureEvidenceSequence = [references(document.StudyInstanceUID, instances)]
-    if report.predecessors:
-        earlier = [(series, sop_class, instance) for sop_class, instance, series in report.predecessors]
+    earlier = [
+        (series, sop_class, instance)
+        for sop_class, instance, series in report.predecessors
+        if sop_class in SR_CLASSES  # a predecessor is a document; key images are not
+    ]
+    if earlier:
         document.PredecessorDocumentsSequence = [references(document.StudyInstanceUID, earlier)]
 
     add_content(document, root)

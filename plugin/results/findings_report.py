@@ -92,7 +92,7 @@ def _point(location: "Location") -> CoordinatesForMeasurement:
     frames = None if source.frame_number is None else [source.frame_number]
     return CoordinatesForMeasurement(
         graphic_type=GraphicTypeValues.POINT,
-        graphic_data=np.array([[source.column + 0.5, source.row + 0.5]]),
+        graphic_data=np.array([[source.column + 0.5, source.row + 0.5]], np.float32),  # FL
         source_image=SourceImageForRegion(source.sop_class_uid, source.sop_instance_uid, frames),
         purpose=code("looked"),
     )

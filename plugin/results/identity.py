@@ -101,14 +101,14 @@ def patient_and_study(source: Dataset) -> Dataset:
             copied[keyword] = _as_explicit(source, keyword)  # type: ignore[assignment]
     for keyword in TYPE_2:
         if keyword not in copied:
-            setattr(copied, keyword, None)
+            setattr(copied, keyword, "")
     # pydicom writes text that was never decoded as it stands, if the encoding stays the same
     copied.set_original_encoding(False, True, source.original_character_set)
     return copied
 
 
 def fit(text: str, source: Dataset) -> str:
-    """`text` with a question mark for each character that the character set of `source` does not hold."""
+    """`text` with a question mark for each control character, and each that the source's character set lacks."""
     declared = source.get("SpecificCharacterSet") or ""
     terms = [declared] if isinstance(declared, str) else list(declared)
     # the default repertoire is ASCII (PS3.5 6.1.1), which Python's table reads as Latin-1
@@ -119,7 +119,9 @@ def fit(text: str, source: Dataset) -> str:
 
 
 def _encodable(character: str, encodings: list[str]) -> bool:
-    return character.isascii() or any(character.encode(encoding, "ignore") for encoding in encodings)
+    if character.isascii():
+        return character.isprintable() or character in "\t\n\r"
+    return any(character.encode(encoding, "ignore") for encoding in encodings)
 
 
 def _zone(source: Dataset, created: datetime) -> tzinfo | None:

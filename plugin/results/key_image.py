@@ -31,14 +31,19 @@ AIR_HU = -1024.0
 WINDOW_OF_FINDING = {"skull_fracture": "bone", "subdural_hemorrhage": "blood", "epidural_hemorrhage": "blood"}
 """The window of `hlip_core.windows` in which a finding of a CT is shown, where it is not the brain window."""
 
+LOSSY = ("LossyImageCompression", "LossyImageCompressionRatio", "LossyImageCompressionMethod")
+
 BODY_PARTS = {"head": "HEAD", "brain": "BRAIN", "chest": "CHEST"}
 """BodyPartExamined (PS3.16 Annex L) by the first word of the preprocessing specification."""
 
 
 def key_findings(report: StudyReport) -> list["FindingScore"]:
     """The findings that deserve a key image: the highest scores of those positive and located."""
-    ranked = sorted(report.located, key=lambda score: -(score.probability or score.score))
-    return ranked[:MOST_KEY_IMAGES]
+
+    def shown(score: "FindingScore") -> float:
+        return score.score if score.probability is None else score.probability
+
+    return sorted(report.located, key=shown, reverse=True)[:MOST_KEY_IMAGES]
 
 
 def key_slice(image: Dataset, score: "FindingScore", contours: tuple[np.ndarray, ...] = ()) -> KeySlice:
@@ -53,7 +58,11 @@ def key_slice(image: Dataset, score: "FindingScore", contours: tuple[np.ndarray,
     slice_values = values(image, frame, air=AIR_HU, modality=image.Modality)
     window = _window(score, slice_values, image.Modality)
     grey = display(slice_values, center=window.center, width=window.width)
-    return KeySlice(label=score.finding.label, grey=grey, contours=contours)
+    lossy = Dataset()
+    for keyword in LOSSY:
+        if keyword in image:
+            lossy[keyword] = image[keyword]
+    return KeySlice(label=score.finding.label, grey=grey, contours=contours, lossy=lossy)
 
 
 def _window(score: "FindingScore", slice_values: np.ndarray, modality: str) -> Window:
@@ -79,12 +88,13 @@ def _key_image(report: StudyReport, key: KeySlice, score: "FindingScore", number
     result = new_object(report, KEY_IMAGE, part=key.label, instance_number=number)
     result.ConversionType = "WSD"
     result.BodyPartExamined = BODY_PARTS[report.bundle.preprocessing.name.split("-")[0]]
-    result.PatientOrientation = None
+    result.PatientOrientation = ""
     result.ImageType = ["DERIVED", "SECONDARY"]
     result.DerivationDescription = "Windowed slice with an AI finding drawn on it"
     result.ImageComments = fit(f"{BANNER}. {label(report, score)}", report.source)
     result.BurnedInAnnotation = "NO"
-    result.LossyImageCompression = "01" if report.source.get("LossyImageCompression") == "01" else "00"
+    result.LossyImageCompression = "00"
+    result.update(key.lossy)
     result.SourceImageSequence = [_source_image(score)]
     _set_pixels(result, draw(report, key, score))
     return result

@@ -83,12 +83,13 @@ class KeySlice:
     """The source slice on which the model looked for a finding, as a person is to see it.
 
     `grey` is uint8 [rows, columns], windowed. Each contour is [points, 2]: (row, column), 0-based and whole at
-    pixel centres, as in `SourceVoxel`.
+    pixel centres, as in `SourceVoxel`. `lossy` holds what the source says of lossy compression (PS3.3 C.7.6.1).
     """
 
     label: str
     grey: np.ndarray = field(repr=False)
     contours: tuple[np.ndarray, ...] = field(default=(), repr=False)
+    lossy: Dataset = field(default_factory=Dataset, repr=False)
 
     def __post_init__(self) -> None:
         if self.grey.ndim != 2 or self.grey.dtype != np.uint8:
@@ -108,7 +109,7 @@ class StudyReport:
     content_digest
         Hex digest of the study's content: with the model's digests and `revision` it gives all UIDs.
     predecessors
-        The SRs of the revision before this one.
+        The objects of the revision before this one; its SRs become the predecessor documents.
     created
         Timezone aware; it becomes ContentDate and ContentTime. Dates copied from the source that carry no
         offset are taken to be in the same zone (PS3.3 C.12.1.1.8), so give it in the zone of the site.

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 LIMITS = (
     "No person has reviewed this result.",
-    "Only the findings that are listed here were assessed.",
+    "Only the findings that are listed here were looked for.",
     "Absent means that the score did not reach the threshold. It does not exclude the finding.",
     "A point on an image says where the model looked, not where a lesion is.",
 )
@@ -65,16 +65,15 @@ def _summary(report: StudyReport) -> Iterator[ContentItem]:
 
 def result_sentence(report: StudyReport) -> str:
     """The result in one line, without numbers: for the head of the summary and for status pages."""
-    scores = list(report.scores())
-    positive = [score.finding.name for score in scores if score.positive]
-    not_assessed = sum(score.threshold is None for score in scores)
     if report.assessment is None:
         return "Nothing could be analysed."
-    if positive:
-        return f"Present: {', '.join(positive)}."
-    if not_assessed == len(scores):
+    scores = list(report.scores())
+    positive = [score.finding.name for score in scores if score.positive]
+    not_assessed = [score for score in scores if score.threshold is None]
+    if len(not_assessed) == len(scores):
         return "No finding was assessed: no thresholds are set."
-    return "No listed finding reached its threshold."
+    said = f"Present: {', '.join(positive)}." if positive else "No assessed finding reached its threshold."
+    return f"{said} Not assessed, without threshold: {len(not_assessed)}." if not_assessed else said
 
 
 def _completeness(report: StudyReport) -> str:
@@ -100,6 +99,8 @@ def concept(row: "Code") -> CodedConcept:
 
 def _finding(report: StudyReport, score: "FindingScore") -> Iterator[ContentItem]:
     name = concept(score.finding.code)
+    if score.finding.name != name.CodeMeaning:
+        yield text("finding", score.finding.name)
     if score.threshold is None:
         yield text(name, "Not assessed: no threshold.")
     else:

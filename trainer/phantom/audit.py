@@ -72,9 +72,7 @@ def audit(folder: Path) -> Iterator[tuple[str, int, float]]:
 
 
 def _auc(x: NDArray[np.float64], y: NDArray[np.bool_], strength: float) -> float:
-    model = make_pipeline(
-        StandardScaler(), LogisticRegression(C=strength, max_iter=3000, class_weight="balanced")
-    )
+    model = make_pipeline(StandardScaler(), LogisticRegression(C=strength, max_iter=3000, class_weight="balanced"))
     folds = StratifiedKFold(FOLDS, shuffle=True, random_state=0)
     scores = cross_val_predict(model, x, y, cv=folds, method="decision_function")
     return float(roc_auc_score(y, scores))

@@ -51,13 +51,12 @@ def render(body: str, grid: Grid, rng: np.random.Generator) -> Array:
     """HU [D, H, W] of one of PARTS, with ribs in the chest."""
     hu = np.full(grid.shape, -1000, np.float32)
     size = float(rng.uniform(0.92, 1.05)) if body != "cylinder" else 1.0
-    grain = Field.draw(rng, grid, (14, 14, 14)).on(grid) if body != "cylinder" else np.float32(0)
+    grain = Field.draw(rng, grid, (14, 14, 14)).on(grid) * (0 if body == "cylinder" else 3)
     for centre, radii, value in PARTS[body]:
-        z, y, x = (size * r for r in radii)
-        alpha = ramp(ellipsoid(grid, centre, (z, y, x)), 2.0)
-        blend(hu, value + (3 * grain if value > 0 else 0), alpha)
+        sized = (size * radii[0], size * radii[1], size * radii[2])
+        blend(hu, value + (value > 0) * grain, ramp(ellipsoid(grid, centre, sized), 2.0))
     if body == "chest":
-        z, y, x = grid.axes
+        z, y, _ = grid.axes
         wall = ellipsoid(grid, (0, 0, 0), (900, 100 * size, 152 * size))
         ring = np.sin((z + 0.35 * y) * np.float32(2 * np.pi / 26))
         blend(hu, 500.0, ramp(4 - np.abs(wall - 5), 2) * ramp(ring - 0.3, 0.3))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
@@ -82,7 +83,7 @@ class Brain:
 def _tube(pose: Pose, path: tuple[tuple[Point, float], ...], side: float, scale: float, flat: float) -> Array:
     """Depth (mm) below a chain of cones through `path`, mirrored by `side` (+1 left, -1 right)."""
     deepest = np.full(pose.x.shape, -99, np.float32)
-    for (start, r0), (end, r1) in zip(path, path[1:], strict=False):
+    for (start, r0), (end, r1) in pairwise(path):
         az, ay, ax = start
         bz, by, bx = (e - s for e, s in zip(end, start, strict=True))
         z, y, x = pose.z - az, pose.y - ay, (side * pose.x - ax) / flat
@@ -232,7 +233,7 @@ def paint_dura(hu: Array, grid: Grid, head: Head, pose: Pose) -> None:
     """Falx, tentorium and venous sinuses, in place."""
     falx_x = head.falx_bend * np.sin(pose.y * np.float32(np.pi / 80))
     edge = np.sqrt(((pose.y + 2) / 60) ** 2 + ((pose.z - 2) / 36) ** 2) - 1
-    above = np.minimum(30 * edge, tent(pose) + 2)
+    above = np.minimum(30 * edge, np.maximum(tent(pose) + 2, 10 - pose.y))
     thick = 0.7 + 0.5 * head.calcified_falx
     falx = ramp(thick - np.abs(pose.x - falx_x), 1.4) * ramp(above, 2) * ramp(pose.z + 18, 6)
     value = head.dura_hu + 300 * head.calcified_falx * ramp(np.sin(pose.y * 0.21 + pose.z * 0.13) - 0.86, 0.3)

@@ -10,12 +10,18 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
+from .audit import LIMIT
+from .audit import audit as histogram_audit
 from .generate import MANIFEST, Batch, generate
 from .lesions import KINDS
+from .picture import contact_sheet
 from .population import LABELS, SERIES
+from .scanner import MAKES
 from .study import BODIES, PRESETS, PhantomStudy
 
 console = Console()
+
+SHEET_ROWS = 8
 
 
 def phantom(
@@ -24,11 +30,22 @@ def phantom(
     seed: Annotated[int, typer.Option("--seed", "-s", min=0, help="First seed; study i has seed + i.")] = 0,
     preset: Annotated[str, typer.Option(help=f"How fine: {', '.join(PRESETS)}.")] = "training",
     body: Annotated[str, typer.Option(help=f"{', '.join(BODIES)}; all but head are studies to refuse.")] = "head",
+    make: Annotated[
+        str, typer.Option(help=f"Make of the scanner: {', '.join(MAKES)}; keep one for evaluation.")
+    ] = "usual",
     lesions: Annotated[
         str | None, typer.Option(help=f"Ask for lesions, comma-separated: {', '.join(KINDS)}; or none.")
     ] = None,
     series: Annotated[str | None, typer.Option(help=f"Ask for series: {', '.join(SERIES)}.")] = None,
-    workers: Annotated[int | None, typer.Option("--workers", "-w", min=1, help="Processes; all cores if not set.")] = None,
+    workers: Annotated[
+        int | None, typer.Option("--workers", "-w", min=1, help="Processes; all cores if not set.")
+    ] = None,
+    picture: Annotated[
+        Path | None, typer.Option(help="Also draw a sheet of the first studies into this PNG file, a row each.")
+    ] = None,
+    audit: Annotated[
+        bool, typer.Option("--audit", help="Also measure what histograms alone can tell (some hundred studies).")
+    ] = False,
 ) -> None:
     """Make synthetic head CT studies with reports, labels and lesion masks.
 
@@ -41,17 +58,25 @@ def phantom(
     `hlip-train phantom --count 2000 --seed 1 --out phantoms` - a training set
 
     `hlip-train phantom --lesions subdural --series localizer,thick,bone --preset full --out demo` - one study
+
+    `hlip-train phantom --count 300 --out phantoms --audit` - are they too easy?
     """
-    options = {"preset": preset, "body": body, "lesions": _split(lesions), "series": _split(series)}
+    options = {"preset": preset, "make": make, "body": body, "lesions": _split(lesions), "series": _split(series)}
     _check(preset, PRESETS, "preset")
     _check(body, BODIES, "body")
-    for name in (options["lesions"] or []):
+    _check(make, MAKES, "make of scanner")
+    for name in options["lesions"] or []:
         _check(name, {*KINDS, *LABELS, "none"}, "lesion")
-    for name in (options["series"] or []):
+    for name in options["series"] or []:
         _check(name, SERIES, "series")
     studies = _run(Batch(out, count, seed, options), workers)
     console.print(_summary(studies))
     console.print(f"{len(studies)} studies in {out}, listed in {out / MANIFEST}")
+    if picture is not None:
+        contact_sheet([study.folder for study in studies[:SHEET_ROWS]]).save(picture, optimize=True)
+        console.print(f"First studies drawn in {picture}")
+    if audit:
+        console.print(_audit(out))
 
 
 def _split(text: str | None) -> list[str] | None:
@@ -84,4 +109,18 @@ def _summary(studies: list[PhantomStudy]) -> Table:
         values = [study.conspicuity[label] for study in studies if study.labels[label]]
         mean = f"{sum(values) / len(values):.2f}" if values else ""
         table.add_row(label, str(len(values)), f"{len(values) / len(studies):.0%}", mean)
+    return table
+
+
+def _audit(out: Path) -> Table:
+    rows = list(histogram_audit(out))
+    table = Table("finding", "positives", "AUC", title="What global histograms and maxima can tell")
+    for label, positives, auc in rows:
+        table.add_row(label, str(positives), f"{auc:.3f}")
+    if rows:
+        macro = sum(auc for *_, auc in rows) / len(rows)
+        table.add_row("macro", "", f"{macro:.3f}", style="bold")
+        table.caption = f"{'too easy' if macro > LIMIT else 'not trivial'}: the limit is {LIMIT}"
+    else:
+        table.caption = "too few positives of any finding: make more studies"
     return table

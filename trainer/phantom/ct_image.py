@@ -8,7 +8,7 @@ from uuid import UUID, uuid5
 
 import numpy as np
 from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
-from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
+from pydicom.uid import UID, CTImageStorage, ExplicitVRLittleEndian
 
 from .grid import Array
 from .scanner import Geometry
@@ -36,9 +36,7 @@ class SeriesPlan:
     window: tuple[int, int]
 
 
-def study_header(
-    *, key: str, seed: int, body: str, body_part: str | None, rng: np.random.Generator
-) -> Dataset:
+def study_header(*, key: str, seed: int, body: str, body_part: str | None, rng: np.random.Generator) -> Dataset:
     """Patient and study modules of a synthetic person; `key` decides the UIDs."""
     age = int(rng.integers(18, 95))
     day, month, year = int(rng.integers(1, 29)), int(rng.integers(1, 13)), int(rng.integers(2015, 2026))
@@ -79,7 +77,7 @@ def images(
     series = _series_header(study, plan, geometry, key=key, tilt_deg=tilt_deg, contrast=contrast)
     stored = np.clip(np.rint(hu), -1024, 3071).astype(np.int16)
     if pad_outside:
-        count, rows, columns = geometry.shape
+        _, rows, columns = geometry.shape
         y, x = np.ogrid[:rows, :columns]
         outside = (y - rows / 2 + 0.5) ** 2 + (x - columns / 2 + 0.5) ** 2 > (columns / 2) ** 2
         stored[:, outside] = PADDING
@@ -91,7 +89,7 @@ def images(
 def _series_header(
     study: Dataset, plan: SeriesPlan, geometry: Geometry, *, key: str, tilt_deg: float, contrast: bool
 ) -> Dataset:
-    series = Dataset(study)
+    series = _copy(study)
     series.SOPClassUID = CTImageStorage
     series.SeriesInstanceUID = uid(key, "series", plan.kind)
     series.SeriesNumber = plan.number
@@ -115,7 +113,8 @@ def _series_header(
     series.BitsAllocated = series.BitsStored = 16
     series.HighBit = 15
     series.PixelRepresentation = 1
-    series.RescaleIntercept, series.RescaleSlope, series.RescaleType = "0", "1", "US" if "LOCALIZER" in plan.image_type else "HU"
+    series.RescaleIntercept, series.RescaleSlope = "0", "1"
+    series.RescaleType = "US" if "LOCALIZER" in plan.image_type else "HU"
     series.WindowCenter, series.WindowWidth = (str(value) for value in plan.window)
     return series
 
@@ -123,7 +122,7 @@ def _series_header(
 def _image(
     series: Dataset, plan: SeriesPlan, geometry: Geometry, index: int, pixels: np.ndarray, key: str
 ) -> FileDataset:
-    image = Dataset(series)
+    image = _copy(series)
     image.SOPInstanceUID = uid(key, "image", plan.kind, index)
     image.InstanceNumber = index + 1
     position = geometry.position(index)
@@ -135,9 +134,16 @@ def _image(
     meta.MediaStorageSOPClassUID = image.SOPClassUID
     meta.MediaStorageSOPInstanceUID = image.SOPInstanceUID
     meta.TransferSyntaxUID = ExplicitVRLittleEndian
-    meta.ImplementationClassUID = IMPLEMENTATION_UID
+    meta.ImplementationClassUID = UID(IMPLEMENTATION_UID)
     meta.ImplementationVersionName = "HLIP_PHANTOM_1"
     return FileDataset("", image, preamble=b"\0" * 128, file_meta=meta)
+
+
+def _copy(dataset: Dataset) -> Dataset:
+    """A dataset with the same elements, to add others to (`Dataset(dataset)` would share them all)."""
+    copied = Dataset()
+    copied.update(dataset)
+    return copied
 
 
 def _ds(value: float) -> str:

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+
 from .study import PhantomStudy, write_study
 
 MANIFEST = "manifest.jsonl"
@@ -47,7 +49,8 @@ def generate(batch: Batch, *, workers: int | None = None) -> Iterator[PhantomStu
             done[index] = _one(batch, index)
             yield done[index]
     else:
-        with ProcessPoolExecutor(count, mp_context=multiprocessing.get_context("spawn")) as pool:
+        context = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(count, mp_context=context, initializer=threadpool_limits, initargs=(1,)) as pool:
             tasks = {pool.submit(_one, batch, index): index for index in range(batch.count)}
             try:
                 for task in as_completed(tasks):

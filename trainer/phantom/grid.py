@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-Array = NDArray[np.float32]
+Array = NDArray[np.floating[Any]]
+"""Single precision throughout, as far as NumPy promises it."""
 Point = tuple[float, float, float]
 """(z, y, x) in mm."""
 Box = tuple[slice, slice, slice]

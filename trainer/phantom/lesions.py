@@ -73,7 +73,7 @@ def on_vault(head: Head, azimuth: float, elevation: float, side: int) -> tuple[P
     low, high = 20.0, 120.0
     for _ in range(20):
         middle = (low + high) / 2
-        z, y, x = (np.float32(value) for value in out * middle)
+        z, y, x = (np.asarray(value, np.float32) for value in out * middle)
         if vault(head, z, y, x) > 0:
             low = middle
         else:
@@ -96,18 +96,16 @@ def _side(rng: Rng) -> str:
 def _vault_site(rng: Rng, head: Head, regions: tuple[str, ...]) -> tuple[str, str, Point, Point]:
     region, side = str(rng.choice(regions)), _side(rng)
     azimuth, elevation = REGIONS[region]
-    centre, inward = on_vault(
-        head, rng.uniform(*azimuth), rng.uniform(*elevation), 1 if side == "left" else -1
-    )
+    centre, inward = on_vault(head, rng.uniform(*azimuth), rng.uniform(*elevation), 1 if side == "left" else -1)
     return region, side, centre, inward
 
 
 def draw_subdural(rng: Rng, head: Head, c: float, variant: str) -> Lesion:
     """A crescent along the convexity; acute is dense, chronic is dark, both may be mixed."""
     region, side, centre, inward = _vault_site(rng, head, ("frontal", "parietal"))
-    hu = between(rng, 50, 74, c) if variant == "acute" else between(rng, 22, 8, c)
-    thickness = between(rng, 4, 17, c) if variant == "acute" else between(rng, 7, 22, c)
-    extent = between(rng, 38, 70, c)
+    hu = between(rng, 52, 76, c) if variant == "acute" else between(rng, 20, 7, c)
+    thickness = between(rng, 5, 18, c) if variant == "acute" else between(rng, 8, 22, c)
+    extent = between(rng, 45, 72, c)
     return Lesion(
         "subdural", c, side, region, centre, inward, (extent, extent, extent), thickness, hu,
         rng.uniform(0.5, 1.1), rng.uniform(110, 150), variant,
@@ -117,10 +115,10 @@ def draw_subdural(rng: Rng, head: Head, c: float, variant: str) -> Lesion:
 def draw_epidural(rng: Rng, head: Head, c: float, variant: str) -> Lesion:
     """A biconvex lens below the inner table, short and thick."""
     region, side, centre, inward = _vault_site(rng, head, ("temporal", "parietal", "frontal"))
-    extent = between(rng, 19, 37, c)
+    extent = between(rng, 22, 40, c)
     return Lesion(
         "epidural", c, side, region, centre, inward, (extent, extent, extent),
-        between(rng, 8, 27, c), between(rng, 54, 76, c), rng.uniform(0.5, 1.0), rng.uniform(90, 130), variant,
+        between(rng, 9, 28, c), between(rng, 54, 76, c), rng.uniform(0.5, 1.0), rng.uniform(90, 130), variant,
     )  # fmt: skip
 
 
@@ -142,7 +140,7 @@ def draw_intraparenchymal(rng: Rng, head: Head, c: float, variant: str) -> Lesio
         {"basal ganglia": 4, "thalamus": 2, "frontal lobe": 2, "temporal lobe": 2, "parietal lobe": 2,
          "occipital lobe": 1, "cerebellum": 1.5, "pons": 0.5},
     )  # fmt: skip
-    size = between(rng, 6, 23, c) * {"pons": 0.55, "thalamus": 0.75}.get(region, 1.0)
+    size = between(rng, 7.5, 25, c) * {"pons": 0.55, "thalamus": 0.75}.get(region, 1.0)
     radii = _point(size * rng.uniform(0.8, 1.25, 3))
     return Lesion(
         "intraparenchymal", c, side, region, centre, radii=radii,
@@ -164,7 +162,7 @@ def draw_tumour(rng: Rng, head: Head, c: float, variant: str) -> Lesion:
 
 def draw_subarachnoid(rng: Rng, head: Head, c: float, variant: str) -> Lesion:
     """Blood in the cisterns (aneurysm) or in the sulci of one convexity (trauma)."""
-    hu, spread = between(rng, 44, 70, c), between(rng, 24, 48, c)
+    hu, spread = between(rng, 50, 74, c), between(rng, 30, 56, c)
     if rng.random() < 0.6:
         z, y, x = rng.normal((-16, -14, 0), (4, 5, 8))
         return Lesion(
@@ -172,18 +170,16 @@ def draw_subarachnoid(rng: Rng, head: Head, c: float, variant: str) -> Lesion:
             radii=(0.8 * spread, spread, 1.3 * spread), hu=hu, variant="cisterns",
         )  # fmt: skip
     region, side, centre, inward = _vault_site(rng, head, ("frontal", "temporal", "parietal"))
-    return Lesion(
-        "subarachnoid", c, side, region, centre, inward, (spread, spread, spread), hu=hu, variant="sulci"
-    )
+    return Lesion("subarachnoid", c, side, region, centre, inward, (spread, spread, spread), hu=hu, variant="sulci")
 
 
 def draw_intraventricular(rng: Rng, head: Head, c: float, variant: str) -> Lesion:
     """Blood that settles in the back of the ventricles, or fills one of them."""
     filled = rng.random() < 0.15 + 0.4 * c
     side = str(rng.choice(["left", "right", "both"]))
-    level = -60.0 if filled else between(rng, 42, 14, c)
+    level = -60.0 if filled else between(rng, 36, 8, c)
     return Lesion(
-        "intraventricular", c, side, "lateral ventricle", (0, level, 0), hu=between(rng, 48, 76, c),
+        "intraventricular", c, side, "lateral ventricle", (0, level, 0), hu=between(rng, 52, 78, c),
         variant="cast" if filled else "level",
     )  # fmt: skip
 
@@ -192,27 +188,28 @@ def draw_infarct(rng: Rng, head: Head, c: float, variant: str) -> Lesion:
     """A wedge of oedema in one arterial territory: grey and white matter become one."""
     region, side, centre = _deep_site(
         rng,
-        {"basal ganglia": 2, "frontal lobe": 3, "parietal lobe": 3, "temporal lobe": 2, "occipital lobe": 2, "cerebellum": 1.5},
-    )
-    size = between(rng, 15, 40, c) * (0.6 if region in ("basal ganglia", "cerebellum") else 1.0)
+        {"basal ganglia": 2, "frontal lobe": 3, "parietal lobe": 3, "temporal lobe": 2, "occipital lobe": 2,
+         "cerebellum": 1.5},
+    )  # fmt: skip
+    size = between(rng, 18, 44, c) * (0.6 if region in ("basal ganglia", "cerebellum") else 1.0)
     return Lesion(
         "infarct", c, side, region, centre, radii=_point(size * rng.uniform(0.8, 1.2, 3)),
-        hu=between(rng, 26, 16, c), push=between(rng, 0.0, 0.35, c), variant=variant,
+        hu=between(rng, 25, 15, c), push=between(rng, 0.0, 0.35, c), variant=variant,
     )  # fmt: skip
 
 
 def draw_hydrocephalus(rng: Rng, head: Head, c: float, variant: str) -> Lesion:
     """Large ventricles with effaced sulci; `push` is its degree."""
-    return Lesion("hydrocephalus", c, "both", "ventricles", (0, 0, 0), push=between(rng, 0.35, 1.0, c))
+    return Lesion("hydrocephalus", c, "both", "ventricles", (0, 0, 0), push=between(rng, 0.4, 1.1, c))
 
 
 def draw_fracture(rng: Rng, head: Head, c: float, variant: str) -> Lesion:
     """A gap in the vault, `thickness` wide and `radii[0]` long, mostly under a scalp haematoma."""
     region, side, centre, inward = _vault_site(rng, head, ("frontal", "temporal", "parietal", "occipital"))
-    length = between(rng, 30, 75, c)
+    length = between(rng, 40, 95, c)
     return Lesion(
         "fracture", c, side, region, centre, inward, (length, float(rng.uniform(0, np.pi)), 0.0),
-        between(rng, 1.4, 4.2, c), variant=variant,
+        between(rng, 1.8, 5.0, c), variant=variant,
     )  # fmt: skip
 
 

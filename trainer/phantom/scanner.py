@@ -34,11 +34,35 @@ KERNELS: dict[str, Kernel] = {
 
 
 @dataclass(frozen=True)
+class Make:
+    """A make of scanner: limits of what its examinations are drawn from."""
+
+    noise_hu: tuple[float, float]
+    gain: float
+    offset_hu: float
+    blur: tuple[float, float]
+    fields_mm: tuple[int, ...]
+    tilted: float
+    tables: tuple[str, ...]
+    pitch_deg: float
+
+
+MAKES: dict[str, Make] = {
+    "usual": Make(
+        (1.4, 3.6), 0.03, 2.5, (0.8, 1.2), (220, 230, 240, 250), 0.25, ("cradle", "cradle", "flat", "none"), 7
+    ),
+    "other": Make((2.2, 4.4), 0.04, 4.0, (1.2, 1.7), (212, 236, 260, 275), 0.5, ("flat", "flat", "cradle", "none"), 10),
+}
+"""`other` is kept for evaluation: noisier, softer, other fields, more tilt."""
+
+
+@dataclass(frozen=True)
 class Scanner:
     """One examination's scanner and how the patient lies in it.
 
     rotation: head to patient [3, 3] on (x, y, z); shift: mm; tilt_deg: gantry; noise_hu: standard deviation
-    of a 5 mm soft slice; gain/offset_hu: calibration; field_mm: reconstruction diameter.
+    of a 5 mm soft slice; gain, offset_hu: calibration; blur: factor on the kernels' blur; field_mm:
+    reconstruction diameter; table, table_gap (mm); pad_outside: pixels beyond the field are padding.
     """
 
     rotation: Vector
@@ -47,25 +71,27 @@ class Scanner:
     noise_hu: float
     gain: float
     offset_hu: float
+    blur: float
     field_mm: float
     table: str
     table_gap: float
     pad_outside: bool
 
     @classmethod
-    def draw(cls, rng: np.random.Generator) -> Scanner:
-        """A patient who lies a little askew in a scanner of middling quality."""
-        roll, pitch, yaw = np.deg2rad(rng.normal(0, (4, 7, 5)).clip(-14, 14))
-        tilt = float(rng.uniform(8, 22)) if rng.random() < 0.25 else 0.0
+    def draw(cls, rng: np.random.Generator, make: Make) -> Scanner:
+        """A patient who lies a little askew in a scanner of that make."""
+        roll, pitch, yaw = np.deg2rad(rng.normal(0, (4, make.pitch_deg, 5)).clip(-15, 15))
+        tilt = float(rng.uniform(8, 22)) if rng.random() < make.tilted else 0.0
         return cls(
             rotation=_rotation(roll, pitch, yaw),
             shift=rng.normal(0, (6, 8, 30)),
             tilt_deg=round(tilt, 1),
-            noise_hu=float(rng.uniform(1.4, 3.6)),
-            gain=float(rng.uniform(0.97, 1.03)),
-            offset_hu=float(rng.uniform(-2.5, 2.5)),
-            field_mm=float(rng.choice([220, 230, 240, 250])),
-            table=str(rng.choice(["cradle", "cradle", "flat", "none"])),
+            noise_hu=float(rng.uniform(*make.noise_hu)),
+            gain=float(rng.uniform(1 - make.gain, 1 + make.gain)),
+            offset_hu=float(rng.uniform(-make.offset_hu, make.offset_hu)),
+            blur=float(rng.uniform(*make.blur)),
+            field_mm=float(rng.choice(make.fields_mm)),
+            table=str(rng.choice(make.tables)),
             table_gap=float(rng.uniform(2, 10)),
             pad_outside=bool(rng.random() < 0.5),
         )
@@ -138,15 +164,13 @@ def scan(truth: Truth, scanner: Scanner, geometry: Geometry, kernel: Kernel, rng
     through = int(np.argmax(np.abs(matrix[:, 0])))  # the truth's axis along which the slices are thick
     source = _through(truth.hu, geometry.thickness_mm / truth.grid.spacing[through], through)
     image = np.empty(geometry.shape, np.float32)
-    ndimage.affine_transform(
-        source, matrix, offset, geometry.shape, output=image, order=1, mode="constant", cval=AIR
-    )
+    ndimage.affine_transform(source, matrix, offset, geometry.shape, output=image, order=1, mode="constant", cval=AIR)
     np.maximum(image, _table(truth, scanner, geometry), out=image)
     if kernel.sharpen:
         for piece in image:
             piece += kernel.sharpen * (piece - ndimage.uniform_filter(piece, 3))
     if kernel.blur_mm:
-        sigma = kernel.blur_mm / geometry.pixel_mm
+        sigma = scanner.blur * kernel.blur_mm / geometry.pixel_mm
         for piece in image:
             ndimage.gaussian_filter(piece, sigma, output=piece, truncate=2.5)
     image *= scanner.gain

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -102,6 +102,7 @@ class Examination:
         body: "head", or a body to refuse.
         body_part: BodyPartExamined; None for what is true.
         preset: a key of PRESETS. size: pixels, the preset's when None.
+        make: of the scanner, a key of `scanner.MAKES`; keep "other" for evaluation.
     """
 
     def __init__(
@@ -115,42 +116,40 @@ class Examination:
         body: str = "head",
         body_part: str | None = None,
         preset: str = "full",
+        make: str = "usual",
     ) -> None:
-        if body not in BODIES:
-            raise ValueError(f"no such body: {body!r}; there are {', '.join(BODIES)}")
+        for name, known, what in (
+            (body, BODIES, "body"), (preset, PRESETS, "preset"), (make, scanner.MAKES, "make of scanner"),
+            *((name, SERIES, "series") for name in series or ()),
+        ):  # fmt: skip
+            if name not in known:
+                raise ValueError(f"no such {what}: {name!r}; there are {', '.join(known)}")
         self.seed, self.body, self.preset = seed, body, PRESETS[preset]
         self.size = size or self.preset.size
         asked = {
             "version": VERSION, "seed": seed, "kinds": None if kinds is None else list(kinds),
             "series": None if series is None else list(series), "conspicuity": list(conspicuity),
-            "size": self.size, "body": body, "body_part": body_part, "preset": preset,
+            "size": self.size, "body": body, "body_part": body_part, "preset": preset, "make": make,
         }  # fmt: skip
         self.parameters = json.dumps(asked, sort_keys=True)
         self.rng = np.random.default_rng(np.random.SeedSequence([VERSION, seed]))
-        wanted, self.head, self.lesions = self._draw_head(kinds, conspicuity)
-        self.scanner = Scanner.draw(self.rng)
+        self.head, self.lesions = self._draw_head(kinds, conspicuity)
+        self.scanner = Scanner.draw(self.rng, scanner.MAKES[make])
         drawn = population.draw_series(self.rng)
         self.series = tuple(drawn if series is None else series)
-        unknown = set(self.series) - set(SERIES)
-        if unknown:
-            raise ValueError(f"no such series: {sorted(unknown)}; there are {', '.join(SERIES)}")
         self.key = uid(self.parameters)
-        self.header = ct_image.study_header(
-            key=self.key, seed=seed, body=body, body_part=body_part, rng=self.rng
-        )
+        self.header = ct_image.study_header(key=self.key, seed=seed, body=body, body_part=body_part, rng=self.rng)
 
     def _draw_head(
         self, kinds: Sequence[str] | None, conspicuity: tuple[float, float]
-    ) -> tuple[tuple[str, ...], Head, tuple[Lesion, ...]]:
+    ) -> tuple[Head, tuple[Lesion, ...]]:
         head = Head.draw(self.rng)
         drawn = population.draw_kinds(self.rng)
         wanted = drawn if kinds is None else tuple(kind_of(name) for name in kinds if name != "none")
         if self.body != "head":
             wanted = ()
-        found = tuple(
-            lesions.draw(kind, self.rng, head, float(self.rng.uniform(*conspicuity))) for kind in wanted
-        )
-        return wanted, lesions.adapt(head, found), found
+        found = tuple(lesions.draw(kind, self.rng, head, float(self.rng.uniform(*conspicuity))) for kind in wanted)
+        return lesions.adapt(head, found), found
 
     @cached_property
     def truth(self) -> Truth:
@@ -163,19 +162,21 @@ class Examination:
         hu = bodies.render(self.body, grid, self.rng)
         return Truth(grid, self.head, (), hu, np.zeros(grid.shape, np.uint8), 0.0, 0.0, ())
 
+    @property
+    def visible(self) -> tuple[Lesion, ...]:
+        """The lesions that can be seen at all."""
+        volumes = zip(self.lesions, self.truth.volumes_ml, strict=True)
+        return tuple(lesion for lesion, ml in volumes if ml >= MINIMUM_ML or lesion.kind == "scalp")
+
     @cached_property
     def findings(self) -> dict[str, float]:
         """Conspicuity of each finding that is present, measured on the rendered head."""
         found: dict[str, float] = {}
-        for lesion, volume in zip(self.lesions, self.truth.volumes_ml, strict=True):
-            label = LABEL_OF_KIND.get(lesion.kind)
-            if label is None or volume < MINIMUM_ML:
-                continue
-            found[label] = max(found.get(label, 0.0), lesion.conspicuity)
-            if lesion.kind in BLEEDS:
-                found["intracranial_hemorrhage"] = max(
-                    found.get("intracranial_hemorrhage", 0.0), lesion.conspicuity
-                )
+        for lesion in self.visible:
+            bleed = "intracranial_hemorrhage" if lesion.kind in BLEEDS else None
+            for label in (LABEL_OF_KIND.get(lesion.kind), bleed):
+                if label is not None:
+                    found[label] = max(found.get(label, 0.0), lesion.conspicuity)
         shift = abs(self.truth.shift_mm)
         if shift >= SHIFT_MM:
             found["midline_shift"] = min(1.0, (shift - SHIFT_MM) / 7)
@@ -187,9 +188,7 @@ class Examination:
         """One series as CT Images, made as they are asked for."""
         rng = np.random.default_rng(np.random.SeedSequence([VERSION, self.seed, list(SERIES).index(kind)]))
         row = SERIES[kind]
-        plan = SeriesPlan(
-            kind, number, str(rng.choice(row.descriptions)), row.image_type, row.kernel, row.window
-        )
+        plan = SeriesPlan(kind, number, str(rng.choice(row.descriptions)), row.image_type, row.kernel, row.window)
         if row.plane == "lateral":
             hu, geometry = scanner.localizer(self.truth, self.scanner, self.size)
         else:
@@ -207,8 +206,6 @@ class Examination:
         row = SERIES[kind]
         spacing = max(row.spacing_mm, self.preset.thinnest_mm)
         if self.body != "head":
-            from dataclasses import replace
-
             wide = replace(self.scanner, field_mm=400.0, tilt_deg=0.0, table="flat", table_gap=40.0)
             return scanner.axial(wide, low=-130, high=130, spacing=5.0, thickness=5.0, size=self.size)
         top = self.head.height + self.head.bone_mm + self.head.scalp_mm
@@ -216,9 +213,7 @@ class Examination:
             back = self.head.half_length + 12
             return scanner.coronal(self.scanner, low=-back, high=back, spacing=spacing, size=self.size)
         low, high = float(rng.uniform(-86, -68)), float(rng.uniform(top - 2, top + 12))
-        return scanner.axial(
-            self.scanner, low=low, high=high, spacing=spacing, thickness=spacing, size=self.size
-        )
+        return scanner.axial(self.scanner, low=low, high=high, spacing=spacing, thickness=spacing, size=self.size)
 
     def report(self) -> tuple[str, ...]:
         """The report's sentences."""
@@ -256,6 +251,7 @@ def write_study(
     body: str = "head",
     body_part: str | None = None,
     preset: str = "full",
+    make: str = "usual",
     conspicuity: tuple[float, float] = (0.0, 1.0),
 ) -> PhantomStudy:
     """Writes a synthetic CT study into `out`: a folder a series, `study.json` and `lesions.npz`.
@@ -268,7 +264,7 @@ def write_study(
     """
     exam = Examination(
         seed=seed, kinds=lesions, series=series, conspicuity=conspicuity, size=size, body=body,
-        body_part=body_part, preset=preset,
+        body_part=body_part, preset=preset, make=make,
     )  # fmt: skip
     done = read_study(out)
     if done is not None and done.parameters == exam.parameters:
@@ -307,7 +303,7 @@ def _study(folder: Path, exam: Examination, records: tuple[SeriesRecord, ...]) -
         sentences=exam.report(),
         series=records,
         lesions=tuple(
-            {**asdict(lesion), "volume_ml": round(volume, 2)}
+            json.loads(json.dumps({**asdict(lesion), "volume_ml": round(volume, 2)}))
             for lesion, volume in zip(exam.lesions, exam.truth.volumes_ml, strict=True)
         ),
         shift_mm=round(exam.truth.shift_mm, 2),

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from .brain import Brain, Pose, below_tent, brain, paint_calcifications, paint_dura, paint_vessels, tent
+from .brain import Brain, Pose, below_tent, brain, paint_calcifications, paint_dura, paint_vessels
 from .grid import Array, Box, Field, Grid, Point, bell, blend, ramp
 from .head import Head
 from .lesions import Lesion, displacement, profile, tangent
@@ -66,7 +66,7 @@ def _collection(scene: Scene, lesion: Lesion, hu: Array) -> Array:
     across, depth = tangent(lesion, z, y, x)
     thick = profile(lesion, across)
     alpha = ramp(thick - scene.pose.here, 1.2) * scene.brain.cavity * ramp(lesion.sign * x - 2, 2) * ramp(90 - depth, 4)
-    alpha = alpha * ramp(thick - 0.8, 1) * ramp(tent(scene.pose) - 1, 2)
+    alpha = alpha * ramp(thick - 0.8, 1) * (1 - below_tent(scene.pose))
     value = lesion.hu + (4 if lesion.variant == "acute" else 1.5) * scene.patches
     blend(hu, value, alpha)
     return alpha
@@ -99,7 +99,7 @@ def _subarachnoid(scene: Scene, lesion: Lesion, hu: Array) -> Array:
 
 
 def _intraventricular(scene: Scene, lesion: Lesion, hu: Array) -> Array:
-    z, y, x = scene.grid.axes
+    _, y, _ = scene.grid.axes
     where = scene.brain.ventricles * ramp(y - lesion.centre[1] + 2 * scene.patches, 2)
     if lesion.sign:
         where = where * ramp(lesion.sign * scene.pose.x + 1, 2)
@@ -210,9 +210,7 @@ def render(head: Head, lesions: tuple[Lesion, ...], grid: Grid, rng: np.random.G
         on = {name: field.on(slab) for name, field in fields.items()}
         pushed = max(pushed, _render_slab(hu[rows], mask[rows], shares, slab, head, lesions, on))
     volume = float(np.prod(grid.spacing)) / 1000
-    return Truth(
-        grid, head, lesions, hu, mask, septum_shift(lesions), pushed, tuple(float(s * volume) for s in shares)
-    )
+    return Truth(grid, head, lesions, hu, mask, septum_shift(lesions), pushed, tuple(float(s * volume) for s in shares))
 
 
 def septum_shift(lesions: tuple[Lesion, ...]) -> float:
@@ -271,9 +269,7 @@ def _render_brain(
     z, y, x = grid.axes
     push = displacement(lesions, grid, inside)
     amount = np.sqrt(push.z**2 + push.y**2 + push.x**2)
-    pose = Pose(
-        z - push.z, y - push.y, x - push.x, inside, inside - push.surface, np.clip(amount / 7, 0, 1)
-    )
+    pose = Pose(z - push.z, y - push.y, x - push.x, inside, inside - push.surface, np.clip(amount / 7, 0, 1))
     found = brain(pose, grid, head, on["folds"], on["patches"])
     tissue = found.hu
     scene = Scene(grid, head, pose, found, on["folds"], on["patches"])

@@ -1,0 +1,134 @@
+"""The outbox's three answers, told by real services: taken, refused for good, not now."""
+
+import json
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+from pydicom import dcmread
+
+from peers import free_port, orthanc
+from plugin import delivery
+from plugin.delivery import NotNow, Outbox, Refused
+from plugin.listener import listening
+from plugin.settings import ListenerSettings, Settings
+from plugin.spool import Spool
+from road import head_ct
+
+
+def outbox(**destination: object) -> Outbox:
+    settings = Settings(
+        destinations=[{"name": "pacs", **destination}],  # type: ignore[arg-type]
+        delivery={"timeout_seconds": 2},  # type: ignore[arg-type]
+    )
+    return Outbox.from_settings(settings)
+
+
+@contextmanager
+def answering(status: int, body: bytes = b"", content_type: str = "application/dicom+json") -> Iterator[str]:
+    """A service that gives one answer to every POST; yields its address."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["Content-Length"]))
+            seen.append(dict(self.headers))
+            self.send_response(status)
+            self.send_header("Content-Type", content_type)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: object) -> None:
+            """Silent."""
+
+    seen: list[dict[str, str]] = []
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.seen = seen  # type: ignore[attr-defined]
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    answering.seen = seen  # type: ignore[attr-defined]
+    try:
+        yield f"http://127.0.0.1:{server.server_address[1]}/dicom-web"
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+@pytest.fixture
+def instance(tmp_path: Path) -> Path:
+    return head_ct(tmp_path, slices=1)[0]
+
+
+def test_stow_into_orthanc_is_confirmed(tmp_path: Path, instance: Path) -> None:
+    with orthanc(tmp_path / "pacs") as pacs:
+        box = outbox(url=pacs.dicomweb)
+        box.store("pacs", instance)
+        box.store("pacs", instance)
+        assert len(pacs.get("/instances")) == 1
+
+
+def test_c_store_into_a_storage_scp_is_confirmed(tmp_path: Path, instance: Path) -> None:
+    spool = Spool(tmp_path / "data")
+    with listening(ListenerSettings(port=0, ae_title="SCP"), spool) as scp:
+        outbox(host="127.0.0.1", port=scp.port, ae_title="SCP").store("pacs", instance)
+    assert dcmread(spool.arrivals(1)[0]) == dcmread(instance)
+
+
+@pytest.mark.parametrize("status", [401, 403, 408, 429, 500, 502, 503])
+def test_what_time_or_a_person_mends_is_tried_again(instance: Path, status: int) -> None:
+    with answering(status) as url, pytest.raises(NotNow, match=str(status)):
+        outbox(url=url).store("pacs", instance)
+
+
+@pytest.mark.parametrize("status", [400, 413, 415])
+def test_what_will_never_be_taken_is_refused(instance: Path, status: int) -> None:
+    with answering(status) as url, pytest.raises(Refused, match=str(status)):
+        outbox(url=url).store("pacs", instance)
+
+
+@pytest.mark.parametrize(
+    ("reason", "outcome"), [(0xA700, NotNow), (0x0110, NotNow), (0xA900, Refused), (0xC000, Refused), (0x0122, Refused)]
+)
+def test_a_failed_instance_in_the_response_is_no_success(instance: Path, reason: int, outcome: type) -> None:
+    uid = dcmread(instance).SOPInstanceUID
+    failed = {"00081155": {"vr": "UI", "Value": [uid]}, "00081197": {"vr": "US", "Value": [reason]}}
+    body = json.dumps({"00081198": {"vr": "SQ", "Value": [failed]}}).encode()
+    with answering(202, body) as url, pytest.raises(outcome):
+        outbox(url=url).store("pacs", instance)
+
+
+@pytest.mark.parametrize("body", [b"", b"{}", b"<html>welcome</html>", b'{"00081199":{"vr":"SQ"}}'])
+def test_an_answer_that_does_not_confirm_is_no_success(instance: Path, body: bytes) -> None:
+    with answering(200, body) as url, pytest.raises(NotNow):
+        outbox(url=url).store("pacs", instance)
+
+
+def test_a_peer_that_is_away_is_tried_again(instance: Path) -> None:
+    with pytest.raises(NotNow):
+        outbox(url=f"http://127.0.0.1:{free_port()}/dicom-web").store("pacs", instance)
+    with pytest.raises(NotNow):
+        outbox(host="127.0.0.1", port=free_port(), ae_title="SCP").store("pacs", instance)
+
+
+def test_a_destination_that_left_the_settings_waits_for_its_return(instance: Path) -> None:
+    with pytest.raises(NotNow):
+        outbox(url="http://127.0.0.1/dicom-web").store("old", instance)
+
+
+def test_credentials_are_sent(instance: Path) -> None:
+    with answering(401) as url:
+        with pytest.raises(NotNow):
+            outbox(url=url, token="secret").store("pacs", instance)
+        assert answering.seen[0]["Authorization"] == "Bearer secret"  # type: ignore[attr-defined]
+
+
+def test_an_scp_that_is_full_is_tried_again_and_one_that_will_not_is_not(tmp_path: Path, instance: Path) -> None:
+    full = Spool(tmp_path / "full", min_free_gigabytes=1e9)
+    with listening(ListenerSettings(port=0, ae_title="SCP"), full) as scp, pytest.raises(NotNow, match="A700"):
+        outbox(host="127.0.0.1", port=scp.port, ae_title="SCP").store("pacs", instance)
+    with pytest.raises(Refused):
+        delivery._judge_failure_reason(0xA900)

@@ -1,0 +1,367 @@
+"""The index: intake, settling, claims, outcomes; on SQLite, and on PostgreSQL where it is installed."""
+
+import shutil
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from sqlalchemy import select, update
+
+from peers import free_port, is_open, wait_until
+from plugin.arrival import Arrival, read_arrival
+from plugin.index import intake, leases, outcomes, overview, settling
+from plugin.index.database import Database, IndexUnavailable, clock
+from plugin.index.intake import Fate, Intake
+from plugin.index.leases import Claim
+from plugin.index.tables import Base, Series, Study
+from plugin.spool import OpenStudies
+from road import head_ct
+
+NOBODY = OpenStudies(frozenset(), frozenset())
+
+
+@pytest.fixture(scope="session")
+def postgresql(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The URL of a PostgreSQL server of our own."""
+    tools = sorted(Path("/usr/lib/postgresql").glob("*/bin"))
+    if not tools or shutil.which("runuser") is None:
+        pytest.skip("PostgreSQL is not installed (Debian: postgresql)")
+    folder, port = tmp_path_factory.mktemp("postgresql"), free_port()
+    for parent in (folder, *folder.parents[:2]):
+        parent.chmod(0o755)
+    shutil.chown(folder, "postgres")
+    as_user = ["runuser", "-u", "postgres", "--"]
+    initdb = [tools[-1] / "initdb", "-D", folder / "db", "-A", "trust", "-U", "hlip", "-N"]
+    subprocess.run([*as_user, *initdb], check=True, capture_output=True, cwd=folder)
+    server = subprocess.Popen(
+        [*as_user, tools[-1] / "postgres", "-D", folder / "db", "-p", str(port), "-k", folder, "-F"],
+        stderr=subprocess.DEVNULL,
+        cwd=folder,
+    )
+    try:
+        wait_until(lambda: is_open(port), "PostgreSQL to start")
+        yield f"postgresql+psycopg://hlip@127.0.0.1:{port}/postgres"
+    finally:
+        server.terminate()
+        server.wait(30)
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Database]:
+    if request.param == "sqlite":
+        url = f"sqlite:///{tmp_path / 'index.sqlite'}"
+    else:
+        url = request.getfixturevalue("postgresql")
+    made = Database(url, lock=tmp_path / "lock")
+    made.upgrade()
+    with made.write() as session:
+        for table in reversed(Base.metadata.sorted_tables):
+            session.execute(table.delete())
+    yield made
+    made.close()
+
+
+def arrivals(folder: Path, **kwargs: object) -> list[Arrival]:
+    return [read_arrival(path) for path in head_ct(folder, **kwargs)]  # type: ignore[arg-type]
+
+
+def add(database: Database, batch: list[Arrival], priority: int = 20) -> list[Fate]:
+    return intake.add_instances(database, [Intake(arrival, priority) for arrival in batch])
+
+
+def claim(database: Database, queue: str, *, owner: str = "me", lease_seconds: float = 30) -> Claim | None:
+    return leases.claim(database, queue, owner=owner, lease_seconds=lease_seconds, max_attempts=3)
+
+
+def states(database: Database) -> tuple[dict, dict]:
+    seen = overview.overview(database)
+    return seen["series_by_state"], seen["studies_by_state"]
+
+
+def settle(database: Database, open_studies: OpenStudies = NOBODY) -> None:
+    settling.settle_series(database, quiet_seconds=0, open_studies=open_studies)
+    settling.settle_studies(database, quiet_seconds=0, open_studies=open_studies)
+
+
+def prepared(database: Database) -> None:
+    """Every series of the index, as if its work was done."""
+    settle(database)
+    while (item := claim(database, "prepare")) is not None:
+        assert outcomes.series_prepared(database, item, notes=["a note"], seconds=0.1)
+    settle(database)
+
+
+def test_the_schema_is_what_the_tables_say(database: Database) -> None:
+    from alembic.autogenerate import compare_metadata
+    from alembic.migration import MigrationContext
+
+    assert database.is_current()
+    with database.engine.connect() as connection:
+        context = MigrationContext.configure(connection, opts={"compare_type": False})
+        assert compare_metadata(context, Base.metadata) == []
+
+
+def test_the_databases_clock_tells_the_time(database: Database) -> None:
+    with database.read() as session:
+        assert session.scalar(select(clock())) == pytest.approx(time.time(), abs=2)
+
+
+def test_a_batch_becomes_a_study_with_its_series(database: Database, tmp_path: Path) -> None:
+    fates = add(database, arrivals(tmp_path, number=2) + arrivals(tmp_path, number=3))
+    assert set(fates) == {Fate.PLACE}
+    (study,) = overview.overview(database)["studies"]
+    assert (study["state"], study["priority"]) == ("receiving", 20)
+    assert [(s["series_number"], s["instances"], s["state"]) for s in study["series"]] == [
+        (2, 12, "receiving"), (3, 12, "receiving"),
+    ]  # fmt: skip
+
+
+def test_the_same_instance_again_is_dropped(database: Database, tmp_path: Path) -> None:
+    batch = arrivals(tmp_path)
+    add(database, batch)
+    prepared(database)
+    assert set(add(database, batch)) == {Fate.DROP}
+    assert states(database) == ({"prepared": 1}, {"ready": 1})
+
+
+def test_other_content_under_a_known_uid_is_set_aside(database: Database, tmp_path: Path) -> None:
+    add(database, arrivals(tmp_path / "1"))
+    others = arrivals(tmp_path / "2", SeriesDescription="Other")
+    assert set(add(database, others)) == {Fate.SET_ASIDE}
+    (study,) = overview.overview(database)["studies"]
+    assert (study["conflicting_instances"], study["series"][0]["instances"]) == (12, 12)
+
+
+def test_a_study_settles_after_its_series_and_not_while_it_is_sent(database: Database, tmp_path: Path) -> None:
+    add(database, arrivals(tmp_path))
+    (study,) = overview.overview(database)["studies"]
+    series_uid = study["series"][0]["series_instance_uid"]
+    sending = OpenStudies(frozenset({study["study_instance_uid"]}), frozenset({series_uid}))
+    settle(database, sending)
+    assert states(database) == ({"receiving": 1}, {"receiving": 1})
+    next_series = OpenStudies(sending.studies, frozenset({"1.2.3"}))
+    settle(database, next_series)
+    assert states(database) == ({"ready": 1}, {"receiving": 1})
+    item = claim(database, "prepare")
+    assert item is not None
+    settle(database)
+    assert states(database)[1] == {"receiving": 1}
+    outcomes.series_prepared(database, item, notes=[], seconds=0)
+    settle(database, next_series)
+    assert states(database)[1] == {"receiving": 1}
+    settle(database)
+    assert states(database) == ({"prepared": 1}, {"ready": 1})
+
+
+def test_the_quiet_time_is_waited_for(database: Database, tmp_path: Path) -> None:
+    add(database, arrivals(tmp_path))
+    assert settling.settle_series(database, quiet_seconds=60, open_studies=NOBODY) == 0
+    assert settling.settle_series(database, quiet_seconds=0, open_studies=NOBODY) == 1
+
+
+def test_the_most_urgent_item_is_claimed_first(database: Database, tmp_path: Path) -> None:
+    for name, priority in (("archive", 80), ("triage", 10), ("routine", 50)):
+        add(database, arrivals(tmp_path, name=name, slices=8), priority)
+    settle(database)
+    order = []
+    while (item := claim(database, "prepare")) is not None:
+        uid = overview.series_view(database, item.id).study_instance_uid
+        order += [s["priority"] for s in overview.overview(database, study_uids=[uid])["studies"]]
+    assert order == [10, 50, 80]
+
+
+def test_an_item_is_claimed_once(database: Database, tmp_path: Path) -> None:
+    for name in "abcdefgh":
+        add(database, arrivals(tmp_path, name=name, slices=8))
+    settle(database)
+    taken: list[int] = []
+
+    def take() -> None:
+        while (item := claim(database, "prepare")) is not None:
+            taken.append(item.id)
+
+    threads = [threading.Thread(target=take) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(taken) == len(set(taken)) == 8
+
+
+def test_a_lost_lease_is_claimed_again_and_its_first_owner_may_not_write(database: Database, tmp_path: Path) -> None:
+    add(database, arrivals(tmp_path))
+    settle(database)
+    first = claim(database, "prepare", lease_seconds=0.05)
+    assert first is not None
+    assert claim(database, "prepare") is None
+    time.sleep(0.1)
+    second = claim(database, "prepare")
+    assert second is not None and (second.id, second.attempts) == (first.id, 2)
+    assert not leases.renew(database, first, 30)
+    assert not outcomes.series_refused(database, first, reason="geometry", detail="", seconds=0)
+    assert outcomes.series_prepared(database, second, notes=[], seconds=0)
+    assert states(database)[0] == {"prepared": 1}
+
+
+def test_a_lease_is_renewed_while_the_work_goes_on(database: Database, tmp_path: Path) -> None:
+    add(database, arrivals(tmp_path))
+    settle(database)
+    item = claim(database, "prepare", lease_seconds=0.5)
+    assert item is not None
+    with leases.kept_alive(database, item, 0.5):
+        time.sleep(1.0)
+        assert claim(database, "prepare") is None
+
+
+def test_new_images_take_the_study_back_from_its_worker(database: Database, tmp_path: Path) -> None:
+    add(database, arrivals(tmp_path, number=2))
+    prepared(database)
+    item = claim(database, "analyse")
+    assert item is not None
+    add(database, arrivals(tmp_path, number=3))
+    assert states(database)[1] == {"receiving": 1}
+    published: list[int] = []
+    assert not report(database, item, publish=lambda: published.append(1))
+    assert not published
+
+
+def test_what_fails_waits_and_is_given_up_in_the_end(database: Database, tmp_path: Path) -> None:
+    add(database, arrivals(tmp_path))
+    settle(database)
+    for attempt in (1, 2, 3):
+        item = claim(database, "prepare")
+        assert item is not None and item.attempts == attempt
+        leases.put_back(database, item, detail="ValueError at somewhere:1", wait_seconds=0)
+    assert claim(database, "prepare") is None
+    assert leases.give_up(database, max_attempts=3) == 1
+    (study,) = overview.overview(database)["studies"]
+    assert [(s["state"], s["reason"], s["detail"]) for s in study["series"]] == [
+        ("refused", "crashed", "ValueError at somewhere:1")
+    ]
+    assert outcomes.retry(database).series == 1
+    assert claim(database, "prepare") is not None
+
+
+def test_an_item_put_back_is_not_due_at_once(database: Database, tmp_path: Path) -> None:
+    add(database, arrivals(tmp_path))
+    settle(database)
+    item = claim(database, "prepare")
+    assert item is not None
+    leases.put_back(database, item, detail="", wait_seconds=60)
+    assert claim(database, "prepare") is None
+    assert leases.claimable(database, "prepare", max_attempts=3) == []
+
+
+def report(database: Database, item: Claim, *, number: int = 1, publish=lambda: None, hold: bool = False) -> bool:  # type: ignore[no-untyped-def]
+    result = outcomes.NewResult("1.2", f"1.2.{item.id}.{number}", "1.3", "Summary", f"results/{number}.dcm")
+    revision = outcomes.NewRevision(
+        number=number, inputs_digest=f"{number}", content_digest="c", bundle_digest="b", preprocessing="p",
+        created_at=1.0, embedding=b"e", findings=[{"label": "x"}], results=[result],
+    )  # fmt: skip
+    return outcomes.study_reported(
+        database, item, revision, destinations=["pacs"], hold=hold, seconds=1.0, publish=publish
+    )
+
+
+def reported(database: Database, number: int = 1, *, hold: bool = False) -> None:
+    item = claim(database, "analyse")
+    assert item is not None and report(database, item, number=number, hold=hold)
+
+
+def test_a_report_fills_the_outbox_and_the_timeline(database: Database, tmp_path: Path) -> None:
+    add(database, arrivals(tmp_path))
+    prepared(database)
+    reported(database)
+    (study,) = overview.overview(database, findings=True)["studies"]
+    assert (study["state"], study["revision"]) == ("reported", 1)
+    assert study["revisions"][0]["findings"] == [{"label": "x"}]
+    assert [e["stage"] for e in study["timeline"]] == ["first image", "prepared", "settled", "analysed"]
+    item = claim(database, "deliver")
+    assert item is not None
+    assert outcomes.result_file(database, item, tmp_path)[:2] == (tmp_path / "results/1.dcm", "pacs")
+    assert outcomes.delivered(database, item, seconds=0.1)
+    assert overview.overview(database)["deliveries_by_state"] == {"delivered": 1}
+
+
+def test_results_that_could_not_be_published_are_not_in_the_index(database: Database, tmp_path: Path) -> None:
+    add(database, arrivals(tmp_path))
+    prepared(database)
+    item = claim(database, "analyse")
+    assert item is not None
+
+    def disk_full() -> None:
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(OSError, match="No space"):
+        report(database, item, publish=disk_full)
+    (study,) = overview.overview(database)["studies"]
+    assert (study["state"], study["revisions"]) == ("analysing", [])
+
+
+def test_a_new_revision_supersedes_the_old_one_and_what_waits_of_it(database: Database, tmp_path: Path) -> None:
+    add(database, arrivals(tmp_path, number=2))
+    prepared(database)
+    reported(database, 1)
+    add(database, arrivals(tmp_path, number=3))
+    prepared(database)
+    reported(database, 2)
+    seen = overview.overview(database)
+    (study,) = seen["studies"]
+    assert [(r["number"], r["current"]) for r in study["revisions"]] == [(1, False), (2, True)]
+    assert seen["deliveries_by_state"] == {"obsolete": 1, "waiting": 1}
+
+
+def test_held_results_go_out_only_when_let(database: Database, tmp_path: Path) -> None:
+    add(database, arrivals(tmp_path))
+    prepared(database)
+    reported(database, hold=True)
+    assert claim(database, "deliver") is None
+    assert outcomes.let_out_held(database) == 1
+    assert claim(database, "deliver") is not None
+
+
+def test_a_refused_delivery_is_sent_again_only_by_hand(database: Database, tmp_path: Path) -> None:
+    add(database, arrivals(tmp_path))
+    prepared(database)
+    reported(database)
+    item = claim(database, "deliver")
+    assert item is not None
+    outcomes.delivery_refused(database, item, detail="HTTP 415", seconds=0.1)
+    assert claim(database, "deliver") is None
+    assert outcomes.retry(database).deliveries == 1
+    assert claim(database, "deliver") is not None
+
+
+def test_naming_a_study_takes_it_up_anew(database: Database, tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        add(database, arrivals(tmp_path, name=name))
+    prepared(database)
+    reported(database)
+    (chosen, _) = sorted(overview.overview(database)["studies"], key=lambda s: s["state"] != "reported")
+    taken = outcomes.retry(database, study_instance_uid=chosen["study_instance_uid"])
+    assert (taken.series, taken.studies) == (1, 1)
+    assert states(database) == ({"prepared": 1, "ready": 1}, {"ready": 1, "receiving": 1})
+
+
+def test_the_overview_names_no_patient(database: Database, tmp_path: Path) -> None:
+    add(database, arrivals(tmp_path, PatientName="Canary^Jane", PatientID="CANARY-1", AccessionNumber="CANARY-2"))
+    with database.read() as session:
+        assert session.scalar(select(Study.patient_name)) == "Canary^Jane"
+    assert "canary" not in str(overview.overview(database, findings=True)).lower()
+
+
+def test_a_database_that_is_away_is_said_to_be(tmp_path: Path) -> None:
+    away = Database(f"postgresql+psycopg://hlip@127.0.0.1:{free_port()}/x", lock=tmp_path / "lock")
+    with pytest.raises(IndexUnavailable), away.read() as session:
+        session.scalar(select(clock()))
+    away.close()
+
+
+def test_times_and_leases_do_not_depend_on_this_hosts_clock(database: Database, tmp_path: Path) -> None:
+    add(database, arrivals(tmp_path))
+    with database.write() as session:
+        session.execute(update(Series).values(last_image_at=clock() + 3600))
+    assert settling.settle_series(database, quiet_seconds=0, open_studies=NOBODY) == 0

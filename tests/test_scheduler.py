@@ -1,0 +1,103 @@
+"""The scheduler: whatever a cut leaves behind, the next tick makes good."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from plugin.arrival import read_arrival
+from plugin.bootstrap import Plugin
+from plugin.index import intake, overview
+from plugin.index.intake import Intake
+from plugin.scheduler import BATCH, RING_AGAIN_SECONDS, Scheduler
+from road import head_ct, settings
+
+
+class Bell:
+    def __init__(self) -> None:
+        self.rung: list[str] = []
+
+    def __call__(self, queue: str) -> None:
+        self.rung.append(queue)
+
+
+@pytest.fixture
+def plugin(tmp_path: Path) -> Iterator[Plugin]:
+    made = Plugin(settings(tmp_path, settle={"series_quiet_seconds": 0, "study_quiet_seconds": 0}))
+    made.database.upgrade()
+    yield made
+    made.database.close()
+
+
+def scheduler(plugin: Plugin, bell: Bell | None = None) -> Scheduler:
+    return Scheduler(plugin.settings, plugin.spool, plugin.database, bell or Bell())
+
+
+def accept(plugin: Plugin, paths: list[Path]) -> list[Path]:
+    return [plugin.spool.accept(path.read_bytes()) for path in paths]
+
+
+def placed(plugin: Plugin) -> int:
+    return len(list(plugin.spool.instances.rglob("*.dcm")))
+
+
+def test_arrivals_are_indexed_and_moved_to_their_places(plugin: Plugin, tmp_path: Path) -> None:
+    paths = head_ct(tmp_path)
+    accept(plugin, paths)
+    scheduler(plugin).tick()
+    assert overview.overview(plugin.database)["instances"] == placed(plugin) == len(paths)
+    assert plugin.spool.arrivals(1) == []
+
+
+def test_a_cut_between_index_and_move_loses_nothing(plugin: Plugin, tmp_path: Path) -> None:
+    arrivals = [read_arrival(path) for path in accept(plugin, head_ct(tmp_path))]
+    intake.add_instances(plugin.database, [Intake(arrival, 20) for arrival in arrivals])
+    scheduler(plugin).tick()
+    assert placed(plugin) == 12 and plugin.spool.arrivals(1) == []
+
+
+def test_repeats_within_one_batch_are_kept_once(plugin: Plugin, tmp_path: Path) -> None:
+    paths = head_ct(tmp_path)
+    accept(plugin, [*paths, *paths])
+    scheduler(plugin).tick()
+    assert placed(plugin) == 12 and len(list(plugin.spool)) == 12
+
+
+def test_other_content_under_a_known_uid_is_kept_aside(plugin: Plugin, tmp_path: Path) -> None:
+    accept(plugin, head_ct(tmp_path / "1"))
+    accept(plugin, head_ct(tmp_path / "2", SeriesDescription="Other"))
+    scheduler(plugin).tick()
+    assert placed(plugin) == 12
+    assert len(list(plugin.spool.conflicting.rglob("*.dcm"))) == 12
+
+
+def test_an_arrival_that_cannot_be_read_does_not_stop_the_others(plugin: Plugin, tmp_path: Path) -> None:
+    plugin.spool.accept(b"not DICOM at all")
+    accept(plugin, head_ct(tmp_path))
+    scheduler(plugin).tick()
+    assert placed(plugin) == 12
+    assert len(list((plugin.spool.conflicting / "unreadable").iterdir())) == 1
+
+
+def test_a_large_arrival_is_taken_in_batches_before_anything_settles(plugin: Plugin, tmp_path: Path) -> None:
+    accept(plugin, head_ct(tmp_path, slices=BATCH + 10))
+    rounds = scheduler(plugin)
+    assert rounds.tick() is True
+    assert overview.overview(plugin.database)["series_by_state"] == {"receiving": 1}
+    assert rounds.tick() is False
+    assert overview.overview(plugin.database)["instances"] == BATCH + 10
+
+
+def test_work_is_announced_once_and_again_when_no_one_took_it(
+    plugin: Plugin, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    accept(plugin, head_ct(tmp_path))
+    bell = Bell()
+    rounds = scheduler(plugin, bell)
+    for _ in range(3):
+        rounds.tick()
+    assert bell.rung == ["prepare"]
+    monkeypatch.setattr("plugin.scheduler.RING_AGAIN_SECONDS", 0.0)
+    rounds.tick()
+    assert bell.rung == ["prepare", "prepare"]
+    assert RING_AGAIN_SECONDS > 0
