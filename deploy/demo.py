@@ -26,8 +26,13 @@ from rich.markup import escape
 from rich.progress import track
 from rich.table import Table
 
+from hlip_core.findings import FindingsTable
+from plugin.bootstrap import Plugin
 from plugin.dimse import Peer, PeerRefused, PeerUnavailable, send
 from plugin.folder import dicom_files
+from plugin.lifecycle import DELIVERY_DONE, STUDY_DONE
+from plugin.screens import read_status, status_page
+from plugin.settings import load_settings
 
 HERE = Path(__file__).resolve().parents[1] / "demo"
 HLIP = Path(sys.executable).parent / "hlip"
@@ -83,8 +88,6 @@ def settings(pacs: str) -> dict[str, str]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    from hlip_core.findings import FindingsTable
-
     labels = [finding.label for finding in FindingsTable.from_toml().findings]
     chosen = {
         "HLIP_SPOOL__FOLDER": str(HERE / "data"),
@@ -146,19 +149,13 @@ def is_dicom(path: Path) -> bool:
         return file.read(132)[128:] == b"DICM"
 
 
-def read_status(environment: dict[str, str]) -> dict[str, Any]:
-    done = subprocess.run([HLIP, "status", "--json"], env=environment, capture_output=True, text=True, check=True)
-    return json.loads(done.stdout)
-
-
 def follow(environment: dict[str, str], server: subprocess.Popen) -> dict[str, Any]:
     """Show what each study and series is doing until all is done, or for ten minutes."""
-    from plugin.lifecycle import DELIVERY_DONE, STUDY_DONE
-    from plugin.screens import status_page
-
     console.rule("[bold]the road")
+    os.environ.update(environment)
+    plugin = Plugin(load_settings())
     deadline = time.monotonic() + LONGEST_SECONDS
-    status = read_status(environment)
+    status = read_status(plugin, study_uids=(), limit=20)
     with Live(status_page(status), console=console, auto_refresh=False) as live:
         while server.poll() is None and time.monotonic() < deadline:
             live.update(status_page(status), refresh=True)
@@ -166,7 +163,7 @@ def follow(environment: dict[str, str], server: subprocess.Popen) -> dict[str, A
             if done and set(status["deliveries_by_state"]) <= DELIVERY_DONE and not status["waiting_to_be_indexed"]:
                 break
             time.sleep(0.3)
-            status = read_status(environment)
+            status = read_status(plugin, study_uids=(), limit=20)
     return status
 
 

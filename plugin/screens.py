@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console, Group
 from rich.markup import escape
@@ -12,9 +12,11 @@ from rich.table import Table
 from rich.text import Text
 
 from plugin.bootstrap import Plugin
-from plugin.folder import Outcome
-from plugin.folder import Progress as Report
 from plugin.index.overview import overview
+
+if TYPE_CHECKING:
+    from plugin.folder import Outcome
+    from plugin.folder import Progress as Report
 
 STYLES = {
     "reported": "green", "delivered": "green", "prepared": "green",
@@ -47,7 +49,7 @@ def print_welcome(console: Console, plugin: Plugin) -> None:
 
 
 @contextmanager
-def progress(console: Console) -> Iterator[Report]:
+def progress(console: Console) -> Iterator["Report"]:
     """A bar for each kind of step; what it yields is called with (what, done, how many)."""
     columns = (
         TextColumn("{task.description:18}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
@@ -107,7 +109,7 @@ def _study_lines(study: dict[str, Any]) -> Iterator[Text]:
     yield Text("")
 
 
-def print_outcome(console: Console, outcome: Outcome) -> None:
+def print_outcome(console: Console, outcome: "Outcome") -> None:
     """What `hlip analyze` found in one study."""
     console.rule(f"study {outcome.study.study_instance_uid}")
     for series in outcome.study.series:

@@ -10,7 +10,7 @@ from trainer.phantom import LABELS, Examination
 from trainer.phantom.reports import HELD_OUT, SENTENCES
 
 ABSENT = SENTENCES["absent"]
-EXAMS = [Examination(seed=seed, preset="tiny") for seed in range(60)]
+EXAMS = [Examination(seed=seed, preset="tiny") for seed in range(40)]
 
 NAMED = {
     "intraparenchymal_hemorrhage": r"parenchymal|intracerebral|intra-axial hematoma",

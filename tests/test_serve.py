@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from peers import dcmsend, free_port, is_open, wait_until
+from plugin.index.database import Database
+from plugin.index.overview import overview
 from road import head_ct
 
 HLIP = Path(sys.executable).parent / "hlip"
@@ -21,6 +23,7 @@ class Server:
     """A running `hlip serve` and the commands beside it."""
 
     def __init__(self, folder: Path, **variables: str) -> None:
+        self.folder = folder
         self.port = free_port()
         self.environment = {
             **os.environ,
@@ -48,9 +51,12 @@ class Server:
         return subprocess.run([HLIP, *arguments], env=self.environment, capture_output=True, text=True, check=False)
 
     def status(self) -> dict[str, Any]:
-        done = self.run("status", "--json")
-        assert done.returncode == 0, done.stderr
-        return json.loads(done.stdout)
+        """As `hlip status --json` gives it, read in this process."""
+        database = Database(f"sqlite:///{self.folder / 'data' / 'index.sqlite'}", lock=self.folder / "lock")
+        try:
+            return overview(database)
+        finally:
+            database.close()
 
     def reported(self, count: int, seconds: float = 120) -> dict[str, Any]:
         wait_until(lambda: self.status()["studies_by_state"] == {"reported": count}, f"{count} reports", seconds)
@@ -94,6 +100,7 @@ def check_one_study(server: Server, tmp_path: Path) -> None:
     shown = server.run("show", uid)
     assert shown.returncode == 0 and "UNTRAINED" in shown.stdout and "not for diagnosis" in shown.stdout.lower()
     assert uid in server.run("status").stdout.replace("\n", "")
+    assert json.loads(server.run("status", "--json").stdout)["studies_by_state"] == {"reported": 1}
     retried = server.run("retry", uid)
     assert "1 series, 1 studies" in retried.stdout
     again = server.reported(1)["studies"][0]

@@ -285,30 +285,42 @@ class Push:
     surface: Array
 
 
+def _push_of_collection(lesion: Lesion, grid: Grid, inside: Array) -> Push:
+    """Inwards by its thickness at the surface; deeper it is spread out, and the midline gives way sideways."""
+    across, depth = tangent(lesion, *grid.axes)
+    thick = profile(lesion, across)
+    wide = lesion.thickness * np.exp(-((across / (1.3 * lesion.radii[0])) ** 2))
+    deep = np.clip(depth / 40, 0, 1)
+    amount = np.clip(1 - depth / lesion.reach, 0, 1) * (thick + deep * (lesion.push * wide - thick))
+    z, y, x = (amount * part for part in lesion.inward)
+    return Push(z, y, x + 0.5 * deep * amount * np.sign(lesion.inward[2]), thick * np.clip(1 - depth / 60, 0, 1))
+
+
+def _push_of_mass(lesion: Lesion, grid: Grid, inside: Array) -> Push:
+    """Away from its centre, as an incompressible medium flows (1 / r^2), held fast at the inner table."""
+    z, y, x = (axis - centre for axis, centre in zip(grid.axes, lesion.centre, strict=True))
+    size = float(np.mean(lesion.radii))
+    far = np.sqrt(z * z + y * y + x * x) + np.float32(1e-3)
+    amount = lesion.push * size**3 / 3 / np.maximum(far, size) ** 2 * np.clip(inside / 14, 0, 1) / far
+    return Push(amount * z, amount * y, amount * x, np.zeros_like(amount))
+
+
+PUSHES: dict[str, Callable[[Lesion, Grid, Array], Push]] = {
+    "subdural": _push_of_collection,
+    "epidural": _push_of_collection,
+    "intraparenchymal": _push_of_mass,
+    "tumour": _push_of_mass,
+    "infarct": _push_of_mass,
+}
+"""The kinds that push the brain, and how."""
+
+
 def displacement(lesions: tuple[Lesion, ...], grid: Grid, inside: Array) -> Push:
     """The sum of what all lesions do to a slab; `inside` is the depth below the inner table (mm)."""
-    z, y, x = grid.axes
-    moved = Push(*(np.zeros(inside.shape, np.float32) for _ in range(4)))
+    total = Push(*(np.zeros(inside.shape, np.float32) for _ in range(4)))
     for lesion in lesions:
-        if lesion.kind in ("subdural", "epidural"):
-            across, depth = tangent(lesion, z, y, x)
-            thick = profile(lesion, across)
-            taper = np.clip(1 - depth / lesion.reach, 0, 1)
-            deep = np.clip(depth / 40, 0, 1)
-            wide = lesion.thickness * np.exp(-((across / (1.3 * lesion.radii[0])) ** 2))
-            moved.surface[:] += thick * np.clip(1 - depth / 60, 0, 1)
-            amount = taper * (thick + deep * (lesion.push * wide - thick))
-            parts = [amount * component for component in lesion.inward]
-            parts[2] = parts[2] + 0.5 * deep * amount * np.sign(lesion.inward[2])  # the midline gives way sideways
-        elif lesion.kind in ("intraparenchymal", "tumour", "infarct"):
-            size = float(np.mean(lesion.radii))
-            dz, dy, dx = z - lesion.centre[0], y - lesion.centre[1], x - lesion.centre[2]
-            far = np.sqrt(dz * dz + dy * dy + dx * dx) + np.float32(1e-3)
-            amount = lesion.push * size**3 / 3 / np.maximum(far, size) ** 2 * np.clip(inside / 14, 0, 1)
-            amount = amount / far
-            parts = [amount * dz, amount * dy, amount * dx]
-        else:
-            continue
-        for total, part in zip((moved.z, moved.y, moved.x), parts, strict=True):
-            total += part
-    return moved
+        if lesion.kind in PUSHES:
+            pushed = PUSHES[lesion.kind](lesion, grid, inside)
+            for name, part in vars(pushed).items():
+                getattr(total, name)[:] += part
+    return total

@@ -8,13 +8,13 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from .lesions import PUSHES
 from .population import BLEEDS, LABEL_OF_KIND
 from .scanner import Scanner
 from .truth import SEPTUM, Truth
 
 MIDLINE_MM = 20.0
 """Midline shift and mass effect are also at the septum pellucidum, within this radius."""
-PUSHERS = frozenset({"subdural", "epidural", "intraparenchymal", "tumour", "infarct"})
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class LesionMask:
         if label == "intracranial_hemorrhage":
             causes = set(BLEEDS)
         elif label in ("mass_effect", "midline_shift"):
-            causes = set(PUSHERS)
+            causes = set(PUSHES)
         values = [index + 1 for index, kind in enumerate(self.kinds) if kind in causes]
         at = np.argwhere(np.isin(self.voxels, values)) * self.spacing + self.origin
         if label in ("mass_effect", "midline_shift") and len(at):

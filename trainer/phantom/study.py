@@ -28,7 +28,7 @@ VERSION = 1
 BODIES = ("head", *bodies.PARTS)
 SHIFT_MM = 3.0
 """Midline shift from here on."""
-PUSH_MM = 3.5
+PUSH_MM = 5.0
 """Mass effect from here on."""
 MINIMUM_ML = 0.05
 """A lesion that fills less is not in the labels: nobody could see it."""
@@ -181,7 +181,7 @@ class Examination:
         if shift >= SHIFT_MM:
             found["midline_shift"] = min(1.0, (shift - SHIFT_MM) / 7)
         if self.truth.pushed_mm >= PUSH_MM:
-            found["mass_effect"] = min(1.0, (self.truth.pushed_mm - PUSH_MM) / 12)
+            found["mass_effect"] = min(1.0, (self.truth.pushed_mm - PUSH_MM) / 11)
         return {label: round(found[label], 3) for label in LABELS if label in found}
 
     def images(self, kind: str, number: int) -> tuple[SeriesPlan, Iterator[FileDataset]]:
