@@ -42,7 +42,7 @@ check: $(READY)
 	$(BIN)/lint-imports
 
 bench: $(READY)
-	$(BIN)/python -m deploy.bench $(ONLY)
+	$(BIN)/python deploy/bench/__main__.py $(ONLY)
 
 lock:
 	uv pip compile --universal --no-header --no-annotate --python-version 3.11 --all-extras --quiet pyproject.toml \

@@ -1,6 +1,6 @@
 """One transformer block, whose tokens attend to their own group.
 
-Letters: R packed rows (patch and prefix tokens), G groups, P prefix tokens of a group, C channels.
+Letters: R packed rows (patch and prefix tokens), G groups of L tokens, P prefix tokens of a group, C channels, A heads.
 """
 
 # ruff: noqa: N806 (upper-case letters are sizes, see above)
@@ -16,6 +16,9 @@ from torch import Tensor, nn
 from hlip_core.hierarchy import Groups
 
 __all__ = ["GroupBlock", "LayerNorm"]
+
+ROWS = 2048
+"""Tokens that go through the MLP at once at inference: its hidden layer is four times as wide as the tokens."""
 
 
 class LayerNorm(nn.LayerNorm):
@@ -39,7 +42,11 @@ class GroupBlock(Block):
     def forward(self, x: Tensor, groups: Groups) -> Tensor:  # type: ignore[override]
         """[R, C] -> [R, C]."""
         x = x + self._attend(self.norm1(x), groups)
-        return x + self.mlp(self.norm2(x))
+        if torch.is_grad_enabled():
+            return x + self.mlp(self.norm2(x))
+        for rows in x.split(ROWS):  # in place, and in parts that stay in the cache
+            rows += self.mlp(self.norm2(rows))
+        return x
 
     def _attend(self, x: Tensor, groups: Groups) -> Tensor:
         R, C = x.shape

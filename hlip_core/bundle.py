@@ -182,8 +182,6 @@ class Bundle:
         count = len(scans) * len(self.preprocessing.windows)
         if not 0 < count <= self.max_scans:
             raise InputError(f"{count} model scans; this bundle takes 1 to {self.max_scans}")
-        if any(scan.preprocessing_digest != self.preprocessing.digest for scan in scans):
-            raise InputError(f"scans that were not prepared as {self.preprocessing.name} of this bundle")
         return np.concatenate([model_scans(scan, self.preprocessing) for scan in scans])
 
     def _thresholds(self, site: Mapping[str, float]) -> dict[str, float | None]:

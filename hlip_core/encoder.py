@@ -30,6 +30,9 @@ Studies = Tensor | Sequence[Tensor]
 Head = Literal["sentence", "report"]
 """What a feature is compared with: one sentence of a report, or (models with a register) the whole report."""
 
+TISSUE = 0.02
+"""The share of voxels above air from which on a patch is kept when air is left out."""
+
 __all__ = ["Encoder", "Head", "PatchEmbed", "Studies", "create_encoder"]
 
 
@@ -95,7 +98,7 @@ class Encoder(nn.Module):
         ``images`` are normalised voxels of any depth and number of scans. ``scan_index`` names the rows of the
         sequential table: N numbers for all studies, or a sequence of them for each study; without it the first N
         rows are used (all of them resized to N rows when there are more scans than rows). With ``air``, patches
-        whose brightest voxel is not above this value are left out; the class token does not see them.
+        of which less than 2 % of the voxels lie above this value are left out.
 
         Raises :class:`InputError` for a wrong shape, no scan, or voxels that are not finite.
         """
@@ -196,7 +199,7 @@ class Encoder(nn.Module):
 
     def _mask(self, voxels: Tensor, grid: tuple[int, int, int], air: float | None) -> Tensor | None:
         """[N, d*h*w] the patches that are kept; None: all of them."""
-        mask = None if air is None else voxels.amax(2) > air
+        mask = None if air is None else (voxels > air).float().mean(2) >= TISSUE
         if self.training and self.patch_dropout:
             per_slab = grid[1] * grid[2]
             keep = max(1, round(per_slab * (1 - self.patch_dropout)))

@@ -17,9 +17,11 @@ from transformers import BertConfig, BertModel
 from hlip_core.encoder import Head
 from hlip_core.errors import InputError
 
-__all__ = ["TextTower", "load_tokenizer"]
+__all__ = ["TOKENIZER_FILES", "TextTower", "load_tokenizer"]
 
 PAD = 0
+TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "tokenizer_config.json")
+"""The files of a tokenizer folder that are read."""
 
 
 class TextTower(nn.Module):

@@ -9,6 +9,7 @@ from typing import BinaryIO
 from pydicom import Dataset, dcmread
 
 from hlip_core import headers
+from hlip_core.files import BoundedFile
 from plugin.sop_classes import CONTENT, OTHER_IMAGES
 from plugin.spool import check_uid, dataset_digest
 
@@ -59,6 +60,9 @@ class Arrival:
 
 def read_header(source: Path | BinaryIO) -> Dataset:
     """The attributes in `KEYWORDS` of a Part 10 file. Raises what pydicom raises on a broken one."""
+    if isinstance(source, Path):
+        with BoundedFile(source) as file:
+            return read_header(file)
     return dcmread(source, stop_before_pixels=True, specific_tags=list(KEYWORDS))
 
 

@@ -40,6 +40,17 @@ Config = Annotated[
 ]
 
 
+def _plugin_with_index(config: Path | None) -> Plugin:
+    """Raises ValueError where nothing has made the index yet."""
+    plugin = _plugin(config)
+    if not plugin.database.is_current():
+        raise ValueError(
+            f"there is no index of this version for the data folder {plugin.spool.folder}: start `hlip serve` "
+            "first, or name the settings that it runs with (--config, HLIP_...)"
+        )
+    return plugin
+
+
 def _plugin(config: Path | None) -> Plugin:
     plugin = Plugin(load_settings(config))
     configure(plugin.settings.log)
@@ -141,7 +152,7 @@ def status(
 
     from plugin import screens
 
-    plugin = _plugin(config)
+    plugin = _plugin_with_index(config)
 
     def read() -> dict:
         return screens.read_status(plugin, study_uids=study or (), limit=limit)
@@ -173,7 +184,7 @@ def retry(
     """
     from plugin.index import outcomes
 
-    plugin = _plugin(config)
+    plugin = _plugin_with_index(config)
     taken = outcomes.retry(plugin.database, study_instance_uid=study)
     console.print(f"{taken.series} series, {taken.studies} studies, {taken.deliveries} deliveries wait again.")
     if held:
@@ -198,7 +209,7 @@ def show(
 
     from plugin.results import readable
 
-    paths = [Path(what)] if Path(what).is_file() else _current_reports(_plugin(config), what)
+    paths = [Path(what)] if Path(what).is_file() else _current_reports(_plugin_with_index(config), what)
     for path in paths:
         page = readable.page_of(dcmread(path))
         if as_html:

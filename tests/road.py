@@ -1,14 +1,18 @@
 """The whole road in one process, for tests: a listener, a scheduler and workers without a broker in between."""
 
+import atexit
+import tempfile
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from pydicom import Dataset
 from pydicom.uid import generate_uid
 
+from hlip_core.bundle import write_untrained_bundle
 from peers import wait_until
 from plugin.bootstrap import Plugin, configure
 from plugin.index.leases import QUEUES
@@ -23,10 +27,19 @@ from series import head, series, write
 QUICK = {"series_quiet_seconds": 0.2, "study_quiet_seconds": 0.5, "tick_seconds": 0.02}
 
 
+@cache
+def untrained_bundle() -> Path:
+    """The untrained bundle, made once for all tests of a run."""
+    folder = tempfile.TemporaryDirectory(prefix="hlip-bundle-")
+    atexit.register(folder.cleanup)
+    return write_untrained_bundle(Path(folder.name) / "untrained")
+
+
 def settings(folder: Path, **sections: Any) -> Settings:
     """Settings for a road in `folder` that settles quickly and listens on a free port."""
     return Settings(
         spool={"folder": folder / "data"},
+        model={"bundle": str(untrained_bundle())},
         listener={"port": 0, **sections.pop("listener", {})},
         settle={**QUICK, **sections.pop("settle", {})},
         **sections,

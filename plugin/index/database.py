@@ -50,7 +50,7 @@ def _configure_sqlite(engine: Engine) -> None:
         connection.exec_driver_sql("BEGIN" if reading else "BEGIN IMMEDIATE")
 
 
-class IndexUnavailable(Exception):
+class IndexUnavailable(OSError):
     """The database cannot be reached or is locked; what it holds is safe, and the same call may work later."""
 
 
@@ -100,8 +100,8 @@ class Database:
             command.upgrade(self._alembic(), "head")
 
     def is_current(self) -> bool:
-        """Whether the schema is the one that this version of the code works with."""
-        with self.engine.connect() as connection:
+        """Whether the schema is the one that this version of the code works with. Raises IndexUnavailable."""
+        with _translated(), self.engine.connect() as connection:
             found = MigrationContext.configure(connection).get_current_revision()
         return found == ScriptDirectory.from_config(self._alembic()).get_current_head()
 
