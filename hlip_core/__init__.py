@@ -10,6 +10,13 @@
     model.encode_text(["subdural hematoma"])                               # -> [S, 512]; or token ids [S, L]
     model.logit_scale                                                      # scalar, a logarithm
 
+    hlip_core.Hlip.from_config({                                           # any other shape
+        "encoder": {"img_size": [48, 224, 224], "patch_size": [8, 16, 16], "embed_dim": 384, "num_heads": 6,
+                    "depth": 3, "scan_blocks": [0, 1], "study_blocks": [2]},   # fields of EncoderConfig
+        "text": {"bert": {"hidden_size": 384}, "context_length": 256},         # fields of transformers' BertConfig
+        "embed_dim": 512,
+    })
+
     state = hlip_core.convert_mae(mae_state, encoder)                      # ImageNet MAE ViT -> start of an encoder
     encoder.load_state_dict(state)
 

@@ -5,19 +5,23 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from hlip_core.errors import InputError
 from hlip_core.findings import Finding
+from hlip_core.windows import prepared_voxel
 
 if TYPE_CHECKING:
     from hlip_core.preprocessing import Preprocessing
     from hlip_core.volume import PreparedScan, SourceVoxel
 
 __all__ = ["Assessment", "FindingScore", "Location", "air_level", "brightest_patch", "order_scans", "thresholds_digest"]
+
+TISSUE = {"CT": -500, "MR": 655}
+"""Prepared values above this are not air: HU, and 2 % of the range of an MR."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +41,8 @@ class FindingScore:
 
     `score` is the published zero-shot score, a cosine. `probability` (0..1) exists only where the bundle has a
     calibration. `threshold` is on the probability where there is one, else on the score; without a threshold a
-    finding is never positive.
+    finding is never positive. `relevance` [d, h, w] is that of the patches of the located series, the highest of
+    its windows.
     """
 
     finding: Finding
@@ -46,6 +51,7 @@ class FindingScore:
     threshold: float | None
     positive: bool
     location: Location | None = None
+    relevance: np.ndarray | None = field(default=None, repr=False, compare=False)
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,27 +96,20 @@ def air_level(preprocessing: Preprocessing) -> float:
 def brightest_patch(
     relevance: np.ndarray, scans: Sequence[PreparedScan], spec: Preprocessing, patch_size: Sequence[int]
 ) -> Location | None:
-    """The centre of the most relevant patch that is not air alone, None when there is none.
+    """The centre of the most relevant patch whose centre is not air; None when no such patch is relevant at all.
 
     `relevance` [N, d, h, w] holds the windows of the scans one after the other, as the encoder saw them.
     """
     if len(relevance) != len(scans) * len(spec.windows):
         raise InputError(f"{len(relevance)} maps for {len(scans)} scans in {len(spec.windows)} windows")
-    margin = (spec.size - spec.crop) // 2
-    tissue = np.stack([_tissue(scan.voxels, spec, patch_size, relevance.shape[1:]) for scan in scans])
-    candidates = np.where(tissue.repeat(len(spec.windows), axis=0), relevance, -1.0)
-    n, *cell = np.unravel_index(int(candidates.argmax()), candidates.shape)
-    if candidates[n, *cell] < 0:
+    centres = [np.arange(g) * p + p // 2 for g, p in zip(relevance.shape[1:], patch_size, strict=True)]
+    inside = np.ix_(*(axis + round(o) for axis, o in zip(centres, prepared_voxel(0, 0, 0, spec=spec), strict=True)))
+    tissue = np.stack([scan.voxels[inside] > TISSUE[spec.modality] for scan in scans])  # [series, d, h, w]
+    candidates = np.where(tissue.repeat(len(spec.windows), axis=0), relevance, 0)
+    n, *cell = (int(i) for i in np.unravel_index(candidates.argmax(), candidates.shape))
+    if not candidates[n, *cell] > 0:
         return None
-    offset = (0, margin, margin)
-    z, y, x = (int(i) * p + p // 2 + o for i, p, o in zip(cell, patch_size, offset, strict=True))
-    scan = scans[int(n) // len(spec.windows)]
+    scan = scans[n // len(spec.windows)]
+    centre = [axis[i] for axis, i in zip(centres, cell, strict=True)]
+    z, y, x = (round(i) for i in prepared_voxel(*centre, spec=spec))
     return Location(scan.series_instance_uid, z, y, x, scan.source_of(z, y, x))
-
-
-def _tissue(voxels: np.ndarray, spec: Preprocessing, patch_size: Sequence[int], grid: Sequence[int]) -> np.ndarray:
-    """[d, h, w] the patches whose centre holds more than air: above -500 HU, or 2 % of the range of an MR."""
-    margin = (spec.size - spec.crop) // 2
-    starts = (0, margin, margin)
-    centres = np.ix_(*(np.arange(g) * p + p // 2 + s for g, p, s in zip(grid, patch_size, starts, strict=True)))
-    return voxels[centres] > (-500 if spec.modality == "CT" else 655)

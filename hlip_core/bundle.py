@@ -38,6 +38,7 @@ from hlip_core.calibration import Calibration, calibrations_from_json
 from hlip_core.errors import BundleError, DigestMismatch, InputError
 from hlip_core.findings import FindingsTable
 from hlip_core.preprocessing import Preprocessing
+from hlip_core.windows import model_scans
 from hlip_core.zero_shot import ClassEmbeddings
 
 if TYPE_CHECKING:
@@ -177,8 +178,6 @@ class Bundle:
 
     def model_scans(self, scans: Sequence[PreparedScan]) -> np.ndarray:
         """What the encoder sees of ordered prepared scans: [N, 1, D, H, W] float32, N = series x windows."""
-        from hlip_core.windows import model_scans
-
         count = len(scans) * len(self.preprocessing.windows)
         if not 0 < count <= self.max_scans:
             raise InputError(f"{count} model scans; this bundle takes 1 to {self.max_scans}")
@@ -198,12 +197,15 @@ class Bundle:
         calibration = self.calibrations.get(label)
         probability = None if calibration is None else calibration.probability(score)
         positive = threshold is not None and (score if probability is None else probability) >= threshold
-        location = None
+        location = where = None
         if positive:
             patch_size = self.model(look.device).config.encoder.patch_size
             relevance = look.relevance(self.embeddings.direction(label))
             location = brightest_patch(relevance, scans, self.preprocessing, patch_size)
-        return FindingScore(self.findings[label], score, probability, threshold, positive, location)
+            if location is not None:
+                of_series = relevance.reshape(len(scans), -1, *relevance.shape[1:]).max(1)
+                where = of_series[[scan.series_instance_uid for scan in scans].index(location.series_instance_uid)]
+        return FindingScore(self.findings[label], score, probability, threshold, positive, location, where)
 
 
 def load_bundle(path: str | Path) -> Bundle:

@@ -4,6 +4,7 @@ A checkpoint is numbers only: it is read without running anything that it asks f
 """
 
 import pickle
+import warnings
 import zipfile
 from collections.abc import Mapping
 from contextlib import nullcontext
@@ -25,6 +26,9 @@ __all__ = ["load_model", "load_strict", "read_checkpoint", "save_tower"]
 
 STRAY = ("text.transformer.embeddings.position_ids", "text.transformer.embeddings.token_type_ids")
 """Buffers that older files carry and that are made anew."""
+
+DAMAGED = (OSError, EOFError, RuntimeError, LookupError, ValueError, TypeError, AttributeError, zipfile.BadZipFile)
+"""What torch raises for a damaged checkpoint."""
 
 
 def load_model(bundle: "Bundle", *, text: bool = False) -> Hlip:
@@ -88,10 +92,11 @@ def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
 
 def _read_pickle(path: Path) -> dict[str, Any]:
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings(action="ignore", category=UserWarning):  # of pickle protocols
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise HostileCheckpoint(f"{path.name} asks for more than numbers; it was not run") from error
-    except (OSError, EOFError, RuntimeError, zipfile.BadZipFile) as error:
+    except DAMAGED as error:
         raise BundleError(f"{path.name} cannot be read as a checkpoint") from error
     if not isinstance(content, dict):
         raise BundleError(f"{path.name} holds no state dict")

@@ -63,7 +63,8 @@ class Encoder(nn.Module):
 
     In eval mode the same study gives the same feature whatever else is in the batch. In training mode the rows of
     the sequential table are drawn at random for each study, and ``patch_dropout`` is the share of patch tokens that
-    is left out (the same number in each slice).
+    is left out (the same number in each slice); ``grad_checkpointing`` trades time for memory. ``compile()`` (of
+    torch) is worth its while where batches keep their shape.
     """
 
     def __init__(self, config: EncoderConfig) -> None:

@@ -106,7 +106,7 @@ def import_checkpoint(
     findings: bytes,
     tokenizer: str | Path,
 ) -> Path:
-    """Write a released checkpoint of the published ``model`` as a bundle.
+    """Write a released checkpoint as a bundle; ``model`` is a published name or a JSON file with a configuration.
 
     Raises :class:`HostileCheckpoint` for a file that would run code, :class:`CheckpointMismatch` for one whose
     parameters do not fit, :class:`BundleError` for one that cannot be read.
@@ -161,4 +161,3 @@ def text_encoder(model: Hlip) -> Callable[[Sequence[str]], np.ndarray]:
             return np.concatenate([model.encode_text(part).float().cpu().numpy() for part in parts])
 
     return encode
-

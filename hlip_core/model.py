@@ -118,7 +118,9 @@ class Hlip(nn.Module):
             self.report_logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
 
     @classmethod
-    def from_config(cls, config: HlipConfig | Mapping[str, Any] | str | Path, *, tokenizer: Path | None = None) -> Self:
+    def from_config(
+        cls, config: HlipConfig | Mapping[str, Any] | str | Path, *, tokenizer: str | Path | None = None
+    ) -> Self:
         """A model with random weights.
 
         ``config`` is a :class:`HlipConfig`, its plain values, the name of a published model, or a JSON file.

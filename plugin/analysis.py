@@ -18,9 +18,10 @@ from hlip_core.reasons import Reason
 from hlip_core.scope import screen
 from hlip_core.volume import PreparedScan, open_series, prepare
 from plugin.lifecycle import SeriesState
+from plugin.pictures import ImagePath, with_pictures
 from plugin.results import SeriesFate, StudyReport, build_results, to_bytes
 from plugin.routing import route
-from plugin.settings import RoutingRule
+from plugin.settings import ResultsSettings, RoutingRule
 from plugin.spool import write_durably
 from plugin.study import SeriesView, StudyView
 
@@ -202,14 +203,17 @@ def analyse_study(
     thresholds: Mapping[str, float],
     device: str,
     installation_uid: str,
+    results: ResultsSettings,
+    image_path: ImagePath,
     created: datetime | None = None,
 ) -> Analysis:
     """Assess the scans and build the result objects of the study's next revision.
 
-    `source` is the header that the patient and study are copied from; `created` defaults to now.
+    `source` is the header that the patient and study are copied from; `image_path` says where a source image lies,
+    for the pictures; `created` defaults to now.
     """
     chosen = [scans[fate.series_instance_uid] for fate in fate_rows if fate.state == "prepared"]
-    predecessors = study.current.results if study.current is not None else ()
+    predecessors = study.last.results if study.last is not None else ()
     report = StudyReport(
         source=source,
         series=tuple(fate_rows),
@@ -221,14 +225,27 @@ def analyse_study(
         installation_uid=installation_uid,
         predecessors=tuple((r.sop_class_uid, r.sop_instance_uid, r.series_instance_uid) for r in predecessors),
     )
-    files = tuple(_result_file(result) for result in build_results(report))
+    report = with_pictures(report, scans, bundle.preprocessing, image_path, results)
+    built = build_results(report, without=[name for name, wanted in switches(results).items() if not wanted])
+    files = tuple(result_file(result) for result in built)
     return Analysis(report, files, inputs_digest(study, fate_rows, bundle, thresholds))
 
 
-def _result_file(result: Dataset) -> ResultFile:
+def switches(results: ResultsSettings) -> dict[str, bool]:
+    """Which kinds of result are wanted, by the name of the kind."""
+    return {
+        "findings": results.findings_report,
+        "key_image": results.key_images,
+        "parametric_map": results.parametric_map,
+        "segmentation": results.segmentation,
+    }
+
+
+def result_file(result: Dataset) -> ResultFile:
+    """A result object as a file; no two of one revision have the same name."""
     slug = re.sub(r"[^a-z0-9]+", "-", str(result.SeriesDescription).lower()).strip("-")
     return ResultFile(
-        name=f"{result.SeriesNumber}-{slug}.dcm",
+        name=f"{result.SeriesNumber}-{result.InstanceNumber}-{slug}.dcm",
         content=to_bytes(result),
         sop_class_uid=str(result.SOPClassUID),
         sop_instance_uid=str(result.SOPInstanceUID),

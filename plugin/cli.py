@@ -12,8 +12,9 @@ from pydantic import ValidationError
 from rich.console import Console
 
 from hlip_core.errors import HlipError
+from plugin import cli_model
 from plugin.bootstrap import Plugin, configure
-from plugin.lifecycle import WORK_QUEUES
+from plugin.lifecycle import WORK_QUEUES, Rejection
 from plugin.settings import load_settings
 
 app = typer.Typer(
@@ -31,6 +32,7 @@ settles, and writes DICOM Structured Reports. Or try `hlip analyze FOLDER --out 
 Settings come from a TOML file (`--config hlip.toml`; every setting is explained in deploy/hlip.toml), and each can
 be overridden as a variable `HLIP_SECTION__KEY`, such as `HLIP_LISTENER__PORT=4104`.""",
 )
+app.add_typer(cli_model.app, name="model")
 console = Console()
 errors = Console(stderr=True)
 
@@ -199,6 +201,33 @@ def retry(
 
 
 @app.command()
+def withdraw(
+    study: Annotated[str, typer.Argument(help="StudyInstanceUID.")],
+    reason: Annotated[Rejection, typer.Option(help="Why, as the note's title says it.")] = "quality",
+    reissue: Annotated[
+        bool, typer.Option(help="Analyse the study again: its next revision follows, with UIDs of its own.")
+    ] = False,
+    config: Config = None,
+) -> None:
+    """Withdraw the current results of a study: a rejection note (IHE IOCM) tells every destination that holds them.
+
+    A destination whose `delete_withdrawn` is set also has them deleted. Without --reissue the study stays withdrawn
+    until new images come. With --reissue, a study that is withdrawn already is analysed again.
+    """
+    from plugin import withdrawal
+
+    plugin = _plugin_with_index(config)
+    if not (reissue and withdrawal.is_withdrawn(plugin, study)):
+        done = withdrawal.withdraw(plugin, study, reason=reason)
+        told = ", ".join(done.destinations) or "no destination, since none has received anything of it"
+        console.print(f"Revision {done.revision} is withdrawn. The rejection note goes to {told}.")
+        console.print(f"It lies in {done.note}", soft_wrap=True)
+    if reissue:
+        withdrawal.reissue(plugin, study)
+        console.print("The study will be analysed again.")
+
+
+@app.command()
 def show(
     what: Annotated[str, typer.Argument(help="A Structured Report's file, or a StudyInstanceUID.")],
     as_html: Annotated[bool, typer.Option("--html", help="As a page of HTML, on standard output.")] = False,
@@ -219,13 +248,16 @@ def show(
 
 
 def _current_reports(plugin: Plugin, study_instance_uid: str) -> list[Path]:
-    """Files of the study's current result objects. Raises ValueError where there is none."""
+    """Files of the study's current Structured Reports. Raises ValueError where there is none."""
     from plugin.index.overview import overview
+    from plugin.results import KINDS
 
+    reports = {kind.sop_class_uid for kind in KINDS if kind.modality == "SR"}
     for study in overview(plugin.database, study_uids=[study_instance_uid])["studies"]:
         for revision in study["revisions"]:
             if revision["current"]:
-                return [plugin.spool / result["path"] for result in revision["results"]]
+                results = revision["results"]
+                return [plugin.spool / result["path"] for result in results if result["sop_class_uid"] in reports]
     raise ValueError("neither a file nor the StudyInstanceUID of a study with results")
 
 

@@ -3,6 +3,8 @@
 An answer is one of three: taken, refused for good, or not now. Only the first two end a delivery.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -33,6 +35,27 @@ class Destination(Protocol):
         """Hand over one object. Raises NotNow or Refused."""
 
 
+class Eraser(Protocol):
+    def delete(self, path: Path) -> None:
+        """Delete the object of a file; one that is not there is deleted. Raises NotNow or Refused."""
+
+
+@contextmanager
+def _judged(*, gone: frozenset[int] = frozenset()) -> Iterator[None]:
+    """What an HTTP exchange came to; a status in `gone` is no failure."""
+    try:
+        yield
+    except requests.HTTPError as error:
+        code = error.response.status_code if error.response is not None else 0
+        if code in gone:
+            return
+        if code >= 500 or code in RETRY_HTTP or code == 0:
+            raise NotNow(f"HTTP {code}") from None
+        raise Refused(f"HTTP {code}") from None
+    except (requests.RequestException, OSError, ValueError) as error:
+        raise NotNow(type(error).__name__) from None
+
+
 def _judge_failure_reason(reason: int) -> None:
     """FailureReason and C-STORE status values: 0xA7xx and 0x0110 may pass (PS3.4 Table B.2-1, PS3.18 I.2.2)."""
     if reason >> 8 == 0xA7 or reason in (0x0110, 0x0213):
@@ -50,33 +73,37 @@ class _Timeout(HTTPAdapter):
         return super().send(request, **kwargs)
 
 
+def _session(settings: s.Destination, timeout_seconds: float) -> requests.Session:
+    """With the destination's credentials."""
+    session = requests.Session()
+    adapter = _Timeout(timeout_seconds)
+    session.mount("http://", adapter)
+    session.mount("https://", adapter)
+    if settings.user:
+        session.auth = HTTPBasicAuth(settings.user, settings.password.get_secret_value())
+    if token := settings.token.get_secret_value():
+        session.headers["Authorization"] = f"Bearer {token}"
+    return session
+
+
 class DicomwebDestination:
     """A STOW-RS service."""
 
     def __init__(self, settings: s.Destination, *, timeout_seconds: float) -> None:
-        session = requests.Session()
-        adapter = _Timeout(timeout_seconds)
-        session.mount("http://", adapter)
-        session.mount("https://", adapter)
-        if settings.user:
-            session.auth = HTTPBasicAuth(settings.user, settings.password.get_secret_value())
-        if token := settings.token.get_secret_value():
-            session.headers["Authorization"] = f"Bearer {token}"
-        self._client = DICOMwebClient(settings.url.rstrip("/"), session=session)
+        self._client = DICOMwebClient(settings.url.rstrip("/"), session=_session(settings, timeout_seconds))
         self._client.set_http_retry_params(retry=False)
 
     def store(self, path: Path) -> None:
         dataset = dcmread(path)
-        try:
+        with _judged():
             answer = self._client.store_instances([dataset])
-        except requests.HTTPError as error:
-            code = error.response.status_code if error.response is not None else 0
-            if code >= 500 or code in RETRY_HTTP or code == 0:
-                raise NotNow(f"HTTP {code}") from None
-            raise Refused(f"HTTP {code}") from None
-        except (requests.RequestException, OSError, ValueError) as error:
-            raise NotNow(type(error).__name__) from None
         self._check(answer, dataset.SOPInstanceUID)
+
+    def delete(self, path: Path) -> None:
+        """By DELETE on the instance, which is not in PS3.18 but offered by several archives."""
+        header = dcmread(path, stop_before_pixels=True)
+        with _judged(gone=frozenset({404, 410})):
+            self._client.delete_instance(header.StudyInstanceUID, header.SeriesInstanceUID, header.SOPInstanceUID)
 
     def _check(self, answer: Dataset | None, sop_instance_uid: str) -> None:
         """Delivered is only what the response lists as stored."""
@@ -112,26 +139,59 @@ class DimseDestination:
             _judge_failure_reason(status)
 
 
+class OrthancEraser:
+    """An Orthanc by its REST API."""
+
+    def __init__(self, settings: s.Destination, *, timeout_seconds: float) -> None:
+        self._url = settings.orthanc
+        self._session = _session(settings, timeout_seconds)
+
+    def delete(self, path: Path) -> None:
+        uid = dcmread(path, stop_before_pixels=True).SOPInstanceUID
+        with _judged():
+            found = self._session.post(f"{self._url}/tools/lookup", data=str(uid))
+            found.raise_for_status()
+            places = [row["Path"] for row in found.json() if row["Type"] == "Instance"]
+        for place in places:
+            with _judged(gone=frozenset({404})):
+                self._session.delete(f"{self._url}{place}").raise_for_status()
+
+
 @dataclass(frozen=True)
 class Outbox:
-    """The destinations by name; an object for one that was taken out of the settings waits for its return."""
+    """The destinations by name, and what deletes there.
+
+    An object for a destination that was taken out of the settings waits for its return.
+    """
 
     destinations: dict[str, Destination]
+    erasers: dict[str, Eraser]
 
     @classmethod
     def from_settings(cls, settings: s.Settings) -> "Outbox":
         timeout = settings.delivery.timeout_seconds
-        return cls(
-            {
-                row.name: DicomwebDestination(row, timeout_seconds=timeout)
-                if row.url
-                else DimseDestination(row, calling_ae_title=settings.listener.ae_title, timeout_seconds=timeout)
-                for row in settings.destinations
-            }
-        )
+        destinations: dict[str, Destination] = {}
+        erasers: dict[str, Eraser] = {}
+        for row in settings.destinations:
+            if row.url:
+                dicomweb = destinations[row.name] = DicomwebDestination(row, timeout_seconds=timeout)
+                if row.delete_withdrawn == "dicomweb":
+                    erasers[row.name] = dicomweb
+            else:
+                calling = settings.listener.ae_title
+                destinations[row.name] = DimseDestination(row, calling_ae_title=calling, timeout_seconds=timeout)
+            if row.delete_withdrawn == "orthanc":
+                erasers[row.name] = OrthancEraser(row, timeout_seconds=timeout)
+        return cls(destinations, erasers)
 
     def store(self, destination: str, path: Path) -> None:
         """Raises NotNow or Refused."""
         if destination not in self.destinations:
             raise NotNow("no such destination in the settings")
         self.destinations[destination].store(path)
+
+    def delete(self, destination: str, path: Path) -> None:
+        """Raises NotNow or Refused."""
+        if destination not in self.erasers:
+            raise NotNow("the settings do not let delete there (delete_withdrawn)")
+        self.erasers[destination].delete(path)

@@ -131,6 +131,7 @@ def _analyse(
     except NothingToSay as nothing:
         return Outcome(study, None, str(nothing.reason), folder)
     progress("analysing", 0, 1)
+    paths = {(a.series_instance_uid, a.sop_instance_uid): a.path for a in arrivals}
     analysis = analyse_study(
         study,
         scans,
@@ -140,6 +141,8 @@ def _analyse(
         thresholds=plugin.settings.thresholds,
         device=device,
         installation_uid=plugin.installation_uid,
+        results=plugin.settings.results,
+        image_path=lambda series_uid, sop_uid: paths[series_uid, sop_uid],
     )
     progress("analysing", 1, 1)
     _write(plugin, analysis, folder)

@@ -6,8 +6,13 @@ the index turns a row into ``UPDATE ... WHERE state IN (...)``, so that two proc
 
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Literal
 
 WORK_QUEUES = ("prepare", "analyse", "deliver")
+
+
+Rejection = Literal["quality", "patient-safety", "worklist", "retention"]
+"""Why results are withdrawn: the titles of rejection notes, PS3.16 CID 7010."""
 
 
 class SeriesState(StrEnum):
@@ -39,7 +44,9 @@ class DeliveryState(StrEnum):
     HELD = "held"
     """Made by an untrained or phantom-trained model, and no setting lets such results out."""
     OBSOLETE = "obsolete"
-    """Superseded before it was delivered."""
+    """Superseded or withdrawn before it was delivered."""
+    DELETED = "deleted"
+    """Withdrawn, and deleted at the destination, which the settings asked for."""
 
 
 @dataclass(frozen=True)
@@ -82,13 +89,15 @@ DELIVERY_STEPS = {
     "refused": _step([_D.SENDING], _D.REFUSED),
     "failed once": _step([_D.SENDING], _D.WAITING),
     "superseded": _step([_D.WAITING, _D.HELD], _D.OBSOLETE),
+    "to be deleted": _step([_D.WAITING, _D.SENDING, _D.DELIVERED], _D.WAITING),
+    "deleted": _step([_D.SENDING], _D.DELETED),
     "retry": _step([_D.REFUSED, _D.WAITING], _D.WAITING),
     "let out": _step([_D.HELD], _D.WAITING),
 }
 
 SERIES_DONE = frozenset({_S.PREPARED, _S.REFUSED, _S.IGNORED})
 STUDY_DONE = frozenset({_T.REPORTED, _T.REFUSED, _T.FAILED, _T.IGNORED})
-DELIVERY_DONE = frozenset({_D.DELIVERED, _D.REFUSED, _D.HELD, _D.OBSOLETE})
+DELIVERY_DONE = frozenset({_D.DELIVERED, _D.REFUSED, _D.HELD, _D.OBSOLETE, _D.DELETED})
 
 
 def backoff_seconds(attempts: int, *, first: float, longest: float) -> float:

@@ -14,7 +14,7 @@ import structlog
 from hlip_core.headers import MALFORMED
 from plugin.arrival import Arrival, read_arrival
 from plugin.index import intake, leases, settling
-from plugin.index.database import Database, IndexUnavailable
+from plugin.index.database import Database
 from plugin.index.intake import Fate, Intake
 from plugin.routing import route
 from plugin.settings import Settings
@@ -24,7 +24,7 @@ log = structlog.get_logger("hlip.scheduler")
 
 BATCH = 200
 RING_AGAIN_SECONDS = 5.0
-INDEX_AWAY_SECONDS = 2.0
+AWAY_SECONDS = 2.0
 UNROUTED_PRIORITY = 90
 
 
@@ -45,9 +45,9 @@ class Scheduler:
         while not stop.is_set():
             try:
                 busy = self.tick()
-            except IndexUnavailable as error:
-                log.error("the index is away", cause=str(error))
-                stop.wait(INDEX_AWAY_SECONDS)
+            except OSError as error:  # IndexUnavailable among them
+                log.error("the index or the spool is away", cause=type(error).__name__, errno=error.errno)
+                stop.wait(AWAY_SECONDS)
                 continue
             if not busy:
                 stop.wait(self.settings.settle.tick_seconds)
@@ -77,10 +77,15 @@ class Scheduler:
         return len(paths)
 
     def _read(self, path: Path) -> Arrival | None:
-        """An arrival that the listener could read and we cannot is kept apart, so that it does not block the rest."""
+        """An arrival that the listener could read and we cannot is kept apart, so that it does not block the rest.
+
+        Raises OSError where it is the disk that fails, not the file: then all of it waits.
+        """
         try:
             return read_arrival(path)
         except MALFORMED as error:
+            if isinstance(error, OSError) and error.errno is not None:
+                raise
             log.error("unreadable arrival set aside", file=path.name, cause=type(error).__name__)
             self.spool.set_aside(path, "unreadable", path.stem, "")
             return None

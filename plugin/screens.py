@@ -23,6 +23,7 @@ STYLES = {
     "failed": "red", "refused": "yellow", "held": "yellow",
     "analysing": "cyan", "preparing": "cyan", "sending": "cyan", "receiving": "blue", "ready": "blue",
     "waiting": "blue", "ignored": "dim", "obsolete": "dim",
+    "withdrawn": "yellow", "deleted": "dim",
 }  # fmt: skip
 
 
@@ -102,7 +103,11 @@ def _study_lines(study: dict[str, Any]) -> Iterator[Text]:
         number = "-" if series["series_number"] is None else series["series_number"]
         what = f"   {series['modality'] or '?'} {number}, {series['instances']} instances: "
         yield Text.assemble(what, _state(series["state"], series["reason"]))
-    for result in next((r["results"] for r in study["revisions"] if r["current"]), ()):
+    revisions = study["revisions"]
+    if revisions and revisions[-1]["withdrawn"]:
+        yield Text.assemble("   results ", _state("withdrawn", revisions[-1]["withdrawn"]))
+    notes = (note for revision in revisions for note in revision["rejection_notes"])
+    for result in [*(revisions[-1]["results"] if revisions else ()), *notes]:
         for sent in result["deliveries"]:
             what = f"   {result['description']} to {sent['destination']}: "
             yield Text.assemble(what, _state(sent["state"], sent["detail"] or None))

@@ -82,6 +82,14 @@ class ModelSettings(Section):
     threads: int = Field(0, ge=0)
 
 
+class ResultsSettings(Section):
+    findings_report: bool = True
+    key_images: bool = True
+    parametric_map: bool = False
+    segmentation: bool = False
+    withdraw_superseded: bool = True
+
+
 class DeliverySettings(Section):
     send_results_of_untrained_or_phantom_models: bool = False
     first_retry_seconds: Seconds = 5
@@ -100,6 +108,13 @@ class Destination(Section):
     host: str = ""
     port: int = Field(104, ge=1, le=65535)
     ae_title: str = Field("", max_length=16)
+    delete_withdrawn: Literal["never", "dicomweb", "orthanc"] = "never"
+    orthanc_url: str = ""
+
+    @property
+    def orthanc(self) -> str:
+        """Where Orthanc's REST API is: as set, else the parent of its DICOMweb address."""
+        return (self.orthanc_url or self.url.rstrip("/").rpartition("/")[0]).rstrip("/")
 
     @model_validator(mode="after")
     def _one_way_in(self) -> "Destination":
@@ -107,6 +122,14 @@ class Destination(Section):
             raise ValueError(f"destination {self.name}: give either url (DICOMweb) or host (DIMSE)")
         if self.host and not self.ae_title:
             raise ValueError(f"destination {self.name}: a DIMSE destination needs its ae_title")
+        return self
+
+    @model_validator(mode="after")
+    def _can_delete(self) -> "Destination":
+        if self.delete_withdrawn == "dicomweb" and not self.url:
+            raise ValueError(f"destination {self.name}: delete_withdrawn by dicomweb needs its url")
+        if self.delete_withdrawn == "orthanc" and not self.orthanc:
+            raise ValueError(f"destination {self.name}: delete_withdrawn by orthanc needs its orthanc_url")
         return self
 
 
@@ -133,6 +156,7 @@ class Settings(BaseSettings):
     routing: RoutingSettings = RoutingSettings()
     model: ModelSettings = ModelSettings()
     thresholds: dict[str, float] = {}
+    results: ResultsSettings = ResultsSettings()
     delivery: DeliverySettings = DeliverySettings()
     destinations: tuple[Destination, ...] = ()
     workers: WorkerSettings = WorkerSettings()

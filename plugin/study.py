@@ -1,7 +1,7 @@
 """A study between the steps: what the index, or a folder, says of it. Plain values."""
 
 import hashlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
@@ -39,26 +39,44 @@ class SeriesView:
 
 @dataclass(frozen=True)
 class ResultView:
+    """A result object; `path` is relative to the data folder."""
+
     sop_class_uid: str
     sop_instance_uid: str
     series_instance_uid: str
+    path: str
 
 
 @dataclass(frozen=True)
 class RevisionView:
+    """What was said last of a study; `withdrawn` since then, perhaps to be said again (`reissue`)."""
+
     number: int
     inputs_digest: str
+    content_digest: str
     results: tuple[ResultView, ...]
+    withdrawn: bool = False
+    reissue: bool = False
+
+    def stands(self, *, inputs_digest: str, content_digest: str) -> bool:
+        """Whether no other revision is due: the inputs are the same; of one withdrawn for good, the images are."""
+        if self.withdrawn:
+            return not self.reissue and self.content_digest == content_digest
+        return self.inputs_digest == inputs_digest
 
 
 @dataclass(frozen=True)
 class StudyView:
-    """A study, its series in the order of their numbers, the number of its last revision and the current one."""
+    """A study, its series in the order of their numbers, and its last revision."""
 
     study_instance_uid: str
     series: tuple[SeriesView, ...]
-    revision: int = 0
-    current: RevisionView | None = field(default=None)
+    last: RevisionView | None = None
+
+    @property
+    def revision(self) -> int:
+        """The number of the last revision, 0 where there is none."""
+        return 0 if self.last is None else self.last.number
 
     @property
     def content_digest(self) -> str:

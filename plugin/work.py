@@ -5,15 +5,18 @@ import socket
 import time
 from collections.abc import Callable
 from datetime import UTC
+from functools import partial
+from pathlib import Path
 
 import structlog
 
 from hlip_core.errors import Refused
 from hlip_core.volume import PreparedScan
-from plugin import delivery
+from plugin import delivery, withdrawal
 from plugin.analysis import (
     Analysis,
     NothingToSay,
+    ResultFile,
     analyse_study,
     check_patient,
     check_scope,
@@ -25,7 +28,9 @@ from plugin.analysis import (
 from plugin.bootstrap import Plugin
 from plugin.index import leases, outcomes, overview
 from plugin.index.leases import Claim
+from plugin.index.withdrawal import NewNote
 from plugin.lifecycle import SeriesState, backoff_seconds
+from plugin.results import StudyReport
 from plugin.study import StudyView
 
 log = structlog.get_logger("hlip.work")
@@ -128,7 +133,7 @@ def _analyse(plugin: Plugin, claim: Claim) -> None:
         return
     thresholds = plugin.settings.thresholds
     same = inputs_digest(study, fate_rows, plugin.bundle, thresholds)
-    if study.current is not None and study.current.inputs_digest == same:
+    if study.last is not None and study.last.stands(inputs_digest=same, content_digest=study.content_digest):
         outcomes.study_unchanged(plugin.database, claim, seconds=time.monotonic() - started)
         log.info("unchanged", study_instance_uid=study.study_instance_uid, revision=study.revision)
         return
@@ -141,6 +146,8 @@ def _analyse(plugin: Plugin, claim: Claim) -> None:
         thresholds=thresholds,
         device=plugin.device,
         installation_uid=plugin.installation_uid,
+        results=plugin.settings.results,
+        image_path=partial(plugin.spool.instance_path, study.study_instance_uid),
     )
     _report(plugin, claim, study, analysis, started)
 
@@ -175,7 +182,9 @@ def _report(plugin: Plugin, claim: Claim, study: StudyView, analysis: Analysis, 
             for file in analysis.files
         ],
     )
-    staged = spool.stage_results(study.study_instance_uid, {file.name: file.content for file in analysis.files})
+    note_file, note = _note(plugin, study, report, folder)
+    files = (*analysis.files, *([note_file] if note_file else []))
+    staged = spool.stage_results(study.study_instance_uid, {file.name: file.content for file in files})
     seconds = time.monotonic() - started
     stands = outcomes.study_reported(
         plugin.database,
@@ -184,6 +193,7 @@ def _report(plugin: Plugin, claim: Claim, study: StudyView, analysis: Analysis, 
         destinations=[row.name for row in plugin.settings.destinations],
         hold=plugin.holds_results,
         seconds=seconds,
+        note=note,
         publish=lambda: spool.publish_results(staged, study.study_instance_uid, report.revision),
     )
     if not stands:
@@ -197,26 +207,45 @@ def _report(plugin: Plugin, claim: Claim, study: StudyView, analysis: Analysis, 
     )
 
 
+def _note(
+    plugin: Plugin, study: StudyView, report: StudyReport, folder: Path
+) -> tuple[ResultFile, NewNote] | tuple[None, None]:
+    """What withdraws the findings and pictures of the revision before, where there are some and the settings say so."""
+    rejected = withdrawal.superseded(study)
+    if not rejected or not plugin.settings.results.withdraw_superseded:
+        return None, None
+    file = withdrawal.note_file(
+        report.source,
+        rejected,
+        explanation=f"Superseded by revision {report.revision}.",
+        created=report.created,
+        installation_uid=plugin.installation_uid,
+    )
+    return file, withdrawal.new_note(plugin, file, folder / file.name, rejected)
+
+
 # ---- deliver -----------------------------------------------------------------------------------------------
 
 
 def _deliver(plugin: Plugin, claim: Claim) -> None:
     started = time.monotonic()
-    path, destination, study_uid = outcomes.result_file(plugin.database, claim, plugin.spool.folder)
+    errand = outcomes.errand(plugin.database, claim, plugin.spool.folder)
+    act = {"store": plugin.outbox.store, "delete": plugin.outbox.delete}[errand.action]
+    said = {"action": errand.action, "destination": errand.destination}
     retry = plugin.settings.delivery
     try:
-        plugin.outbox.store(destination, path)
+        act(errand.destination, errand.path)
     except delivery.NotNow as trouble:
         wait = backoff_seconds(claim.attempts, first=retry.first_retry_seconds, longest=retry.longest_retry_seconds)
         leases.put_back(plugin.database, claim, detail=str(trouble), wait_seconds=wait)
-        log.warning("not delivered", destination=destination, cause=str(trouble), next_try_seconds=wait)
+        log.warning("not delivered", **said, cause=str(trouble), next_try_seconds=wait)
     except delivery.Refused as refusal:
         outcomes.delivery_refused(plugin.database, claim, detail=str(refusal), seconds=time.monotonic() - started)
-        log.error("delivery refused", destination=destination, cause=str(refusal))
+        log.error("delivery refused", **said, cause=str(refusal))
     else:
         seconds = time.monotonic() - started
-        outcomes.delivered(plugin.database, claim, seconds=seconds)
-        log.info("delivered", destination=destination, study_instance_uid=study_uid, seconds=round(seconds, 2))
+        outcomes.delivered(plugin.database, claim, action=errand.action, seconds=seconds)
+        log.info("delivered", **said, study_instance_uid=errand.study_instance_uid, seconds=round(seconds, 2))
 
 
 WORK: dict[str, Callable[[Plugin, Claim], None]] = {

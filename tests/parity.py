@@ -7,6 +7,7 @@ that the epsilon of the layer norms shows; profile "sharp" makes attention peake
 import json
 import zlib
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +27,12 @@ def seed(name: str) -> int:
 
 def normal(name: str, shape: Iterable[int]) -> np.ndarray:
     """Standard normal numbers, float64."""
-    return np.random.Generator(np.random.PCG64(seed(name))).standard_normal(tuple(shape))
+    return _normal(name, tuple(shape))
+
+
+@lru_cache(maxsize=512)
+def _normal(name: str, shape: tuple[int, ...]) -> np.ndarray:
+    return np.random.Generator(np.random.PCG64(seed(name))).standard_normal(shape)
 
 
 def parameter(name: str, shape: Sequence[int], profile: str) -> np.ndarray:

@@ -1,18 +1,24 @@
 """The matrix of studies whose results must be valid, storable and visible: images and the report on them."""
 
+import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from io import BytesIO
+from pathlib import Path
 
+import numpy as np
 from pydicom import Dataset, dcmwrite
 from pydicom.uid import generate_uid
 
-from hlip_core.assessment import FindingScore
+from hlip_core.assessment import FindingScore, Location
 from hlip_core.preprocessing import PREPROCESSINGS
 from hlip_core.reasons import Reason
+from hlip_core.volume import prepare
+from plugin.pictures import with_pictures
 from plugin.results import StudyReport, key_findings, key_slice
+from plugin.settings import ResultsSettings
 from reports import FINDINGS, FRACTURE, ICH, Card, location, prepared, refused, report, score
-from series import ENHANCED_CT, MR, enhanced, head, series
+from series import CORONAL, ENHANCED_CT, MR, enhanced, head, series
 
 
 @dataclass(frozen=True)
@@ -45,6 +51,31 @@ def study(images: Sequence[Dataset], *scores: FindingScore, on: Sequence[int] = 
         key_slice(by_uid[each.location.source.sop_instance_uid], each) for each in key_findings(made) if each.location
     )
     return Study(images, replace(made, key_slices=slices))
+
+
+def overlaid(images: Sequence[Dataset], cell: tuple[int, int, int] = (3, 6, 8)) -> Study:
+    """A positive study with a relevance map on its source frames, as the pipeline makes it from one patch."""
+    spec = PREPROCESSINGS["head-ct/1"]
+    scan = prepare(list(images), spec)
+    relevance = np.zeros((6, 14, 14), np.float32)
+    relevance[cell] = 1
+    relevance[cell[0], cell[1], cell[2] - 1] = 0.7
+    z, y, x = (round((i + 0.5) * side) + o for i, side, o in zip(cell, (8, 16, 16), (0, 16, 16), strict=True))
+    where = Location(scan.series_instance_uid, z, y, x, scan.source_of(z, y, x))
+    fate = prepared(series_instance_uid=scan.series_instance_uid, instances=scan.instances)
+    made = report(replace(score(ICH, at=where), relevance=relevance), source=images[0], series=(fate,))
+    with tempfile.TemporaryDirectory() as name:
+        paths = {str(image.SOPInstanceUID): Path(name) / f"{number}.dcm" for number, image in enumerate(images)}
+        for image in images:
+            paths[str(image.SOPInstanceUID)].write_bytes(encoded(image))
+        made = with_pictures(
+            made,
+            {scan.series_instance_uid: scan},
+            spec,
+            lambda _, uid: paths[uid],
+            ResultsSettings(parametric_map=True),
+        )
+    return Study(images, made)
 
 
 def _at(each: FindingScore, image: Dataset, frame_number: int | None) -> FindingScore:
@@ -130,6 +161,9 @@ FULL: dict[str, Callable[[], Study]] = {
     "empty": lambda: study(
         head_series(4, PatientName="", PatientID="", StudyDate="", SeriesDescription=""), score(ICH), on=(2,)
     ),
+    "relevance": lambda: overlaid(head_series(24)),
+    "relevance of a multi-frame": lambda: overlaid(multi_frame()),
+    "relevance of a coronal": lambda: overlaid(head_series(96, directions=CORONAL, spacing=(2.5, 2.5, 2.5))),
     "longest": lambda: study(head_series(4, **LONGEST), score(ICH), on=(2,)),
 }
 

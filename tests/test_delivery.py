@@ -32,8 +32,11 @@ def answering(status: int, body: bytes = b"", content_type: str = "application/d
     """A service that gives one answer to every POST; yields its address."""
 
     class Handler(BaseHTTPRequestHandler):
+        def do_DELETE(self) -> None:
+            self.do_POST()
+
         def do_POST(self) -> None:
-            self.rfile.read(int(self.headers["Content-Length"]))
+            self.rfile.read(int(self.headers.get("Content-Length") or 0))
             seen.append(dict(self.headers))
             self.send_response(status)
             self.send_header("Content-Type", content_type)
@@ -105,6 +108,32 @@ def test_a_failed_instance_in_the_response_is_no_success(instance: Path, reason:
 def test_an_answer_that_does_not_confirm_is_no_success(instance: Path, body: bytes) -> None:
     with answering(200, body) as url, pytest.raises(NotNow):
         outbox(url=url).store("pacs", instance)
+
+
+@pytest.mark.parametrize("status", [200, 204, 404, 410])
+def test_a_deletion_by_dicomweb_is_done_where_nothing_is_left(instance: Path, status: int) -> None:
+    with answering(status) as url:
+        outbox(url=url, delete_withdrawn="dicomweb").delete("pacs", instance)
+
+
+@pytest.mark.parametrize(("status", "outcome"), [(403, NotNow), (503, NotNow), (405, Refused), (501, NotNow)])
+def test_a_deletion_that_is_not_done_is_tried_again_or_refused(instance: Path, status: int, outcome: type) -> None:
+    with answering(status) as url, pytest.raises(outcome, match=str(status)):
+        outbox(url=url, delete_withdrawn="dicomweb").delete("pacs", instance)
+
+
+def test_nothing_is_deleted_that_the_settings_do_not_let(instance: Path) -> None:
+    with pytest.raises(NotNow, match="delete_withdrawn"):
+        outbox(url="http://127.0.0.1/dicom-web").delete("pacs", instance)
+
+
+def test_orthanc_deletes_the_instance_once_and_is_content_the_second_time(tmp_path: Path, instance: Path) -> None:
+    with orthanc(tmp_path / "pacs") as pacs:
+        box = outbox(url=pacs.dicomweb, delete_withdrawn="orthanc")
+        box.store("pacs", instance)
+        box.delete("pacs", instance)
+        box.delete("pacs", instance)
+        assert pacs.get("/instances") == []
 
 
 def test_a_peer_that_is_away_is_tried_again(instance: Path) -> None:

@@ -281,8 +281,9 @@ def test_a_report_fills_the_outbox_and_the_timeline(database: Database, tmp_path
     assert [e["stage"] for e in study["timeline"]] == ["first image", "prepared", "settled", "analysed"]
     item = claim(database, "deliver")
     assert item is not None
-    assert outcomes.result_file(database, item, tmp_path)[:2] == (tmp_path / "results/1.dcm", "pacs")
-    assert outcomes.delivered(database, item, seconds=0.1)
+    errand = outcomes.errand(database, item, tmp_path)
+    assert (errand.path, errand.destination, errand.action) == (tmp_path / "results/1.dcm", "pacs", "store")
+    assert outcomes.delivered(database, item, action="store", seconds=0.1)
     assert overview.overview(database)["deliveries_by_state"] == {"delivered": 1}
 
 

@@ -72,10 +72,12 @@ def test_the_surface_is_what_it_says() -> None:
     assert plugin.results.__all__ == [
         "KINDS",
         "REJECTIONS",
+        "SUPERSEDED_KINDS",
         "KeySlice",
         "Kind",
-        "Rejection",
+        "RelevanceMap",
         "SeriesFate",
+        "SourceFrame",
         "StudyReport",
         "build_results",
         "html",

@@ -1,6 +1,7 @@
 """The road of a study, from a sender's C-STORE to the result in a PACS, with real peers at both ends."""
 
 import json
+from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
 
@@ -8,9 +9,15 @@ import pytest
 from pydicom import Dataset, dcmread
 from pydicom.uid import generate_uid
 
+from hlip_core.files import open_series
+from hlip_core.headers import lenient
+from hlip_core.volume import prepare
 from peers import dciodvfy_errors, dcmsend, free_port, orthanc, storescu, wait_until
+from plugin.bootstrap import Plugin
 from plugin.folder import analyse_folder
-from road import head_ct, renamed, road
+from plugin.pictures import with_pictures
+from plugin.settings import ResultsSettings
+from road import head_ct, renamed, road, settings
 from series import chest, head, series, write
 
 DELIVER = {"send_results_of_untrained_or_phantom_models": True, "first_retry_seconds": 0.2}
@@ -52,6 +59,15 @@ def test_a_real_head_ct_becomes_reports_in_the_pacs(shared: Path, tmp_path: Path
         assert fates(status["studies"][0]) == {2: "prepared"}
         reports = pacs.series(source.StudyInstanceUID, "SR")
         assert [r["MainDicomTags"]["SeriesNumber"] for r in reports] == ["9101", "9102"]
+        (key_images,) = pacs.series(source.StudyInstanceUID, "OT")
+        for instance in key_images["Instances"]:
+            (tmp_path / "picture.dcm").write_bytes(pacs.file(instance))
+            assert dciodvfy_errors(tmp_path / "picture.dcm") == set()
+        (picture,) = (dcmread(BytesIO(pacs.file(uid_))) for uid_ in key_images["Instances"])
+        assert (picture.SeriesNumber, picture.PhotometricInterpretation) == (9103, "RGB")
+        assert picture.SourceImageSequence[0].ReferencedSOPInstanceUID in {
+            dcmread(path, stop_before_pixels=True).SOPInstanceUID for path in source_folder.iterdir()
+        }
         allowed = set().union(*(dciodvfy_errors(path) for path in source_folder.iterdir()))
         for report in reports:
             file = tmp_path / "report.dcm"
@@ -132,6 +148,8 @@ def test_a_late_series_makes_a_second_revision_that_names_the_first(tmp_path: Pa
         assert old["results"] == first["results"]
         for result in new["results"]:
             sr = dcmread(plugin.plugin.spool / result["path"])
+            if sr.Modality != "SR":
+                continue
             named = {
                 instance.ReferencedSOPInstanceUID
                 for study in sr.PredecessorDocumentsSequence
@@ -153,14 +171,57 @@ def test_our_own_results_coming_back_start_nothing(tmp_path: Path) -> None:
             for path in head_ct(tmp_path):
                 pacs.store(path.read_bytes())
             wait_until(lambda: len(pacs.series(uid("a"), "SR")) == 2, "both reports in the PACS", 60)
-            status = plugin.settled(instances=14)
+            wait_until(lambda: pacs.series(uid("a"), "OT"), "the key image in the PACS", 60)
+            status = plugin.settled(instances=15)
             study = status["studies"][0]
             assert (study["state"], study["revision"], len(study["revisions"])) == ("reported", 1, 1)
-            assert sorted(s["reason"] or s["state"] for s in study["series"]) == ["non_image", "non_image", "prepared"]
+            assert sorted(s["reason"] or s["state"] for s in study["series"]) == ["non_image"] * 3 + ["prepared"]
             stored = {
-                dcmread(BytesIO(pacs.file(r["Instances"][0]))).SOPInstanceUID for r in pacs.series(uid("a"), "SR")
+                dcmread(BytesIO(pacs.file(r["Instances"][0]))).SOPInstanceUID
+                for modality in ("SR", "OT")
+                for r in pacs.series(uid("a"), modality)
             }
             assert stored == {r["sop_instance_uid"] for r in study["revisions"][0]["results"]}
+
+
+def test_up_to_three_findings_get_a_key_image_each(tmp_path: Path) -> None:
+    labels = ("intracranial_hemorrhage", "midline_shift", "skull_fracture", "hydrocephalus")
+    with road(tmp_path, thresholds=dict.fromkeys(labels, -1.0)) as plugin:
+        dcmsend(plugin.port, head_ct(tmp_path)[0].parent)
+        (revision,) = plugin.settled(instances=12)["studies"][0]["revisions"]
+        pictures = [r for r in revision["results"] if "key images" in r["description"]]
+        assert len(revision["results"]) == 5 and len({r["path"] for r in pictures}) == 3
+        assert {dcmread(plugin.plugin.spool / r["path"]).InstanceNumber for r in pictures} == {1, 2, 3}
+
+
+def test_what_the_settings_switch_off_is_not_made(tmp_path: Path) -> None:
+    off = {"findings_report": False, "key_images": False}
+    with road(tmp_path, thresholds=POSITIVE, results=off) as plugin:
+        dcmsend(plugin.port, head_ct(tmp_path)[0].parent)
+        (revision,) = plugin.settled(instances=12)["studies"][0]["revisions"]
+        assert [Path(r["path"]).name[:6] for r in revision["results"]] == ["9101-1"]
+
+
+@pytest.mark.parametrize("damage", [Path.unlink, lambda path: path.write_bytes(path.read_bytes()[:300])])
+def test_a_source_that_is_gone_or_broken_costs_the_pictures_only(
+    tmp_path: Path, damage: Callable[[Path], None]
+) -> None:
+    paths = head_ct(tmp_path)
+    plugin = Plugin(settings(tmp_path, thresholds=POSITIVE))
+    (outcome,) = analyse_folder(plugin, paths, tmp_path / "out", device="cpu", progress=lambda *_: None)
+    assert outcome.analysis is not None and len(outcome.analysis.files) == 3
+    with lenient():
+        datasets = open_series(paths)
+        scan = prepare(datasets, plugin.bundle.preprocessing)
+    places = {str(dataset.SOPInstanceUID): path for dataset, path in zip(datasets, paths, strict=True)}
+    rest = {scan.series_instance_uid: scan}, plugin.bundle.preprocessing, lambda _, uid_: places[uid_]
+    wanted = ResultsSettings(parametric_map=True)
+    whole = with_pictures(outcome.analysis.report, *rest, wanted)
+    assert len(whole.key_slices) == 1 and whole.relevance_map is not None
+    for path in paths:
+        damage(path)
+    bare = with_pictures(outcome.analysis.report, *rest, wanted)
+    assert (bare.key_slices, bare.relevance_map) == ((), None)
 
 
 def test_analyze_says_the_same_as_the_served_road(tmp_path: Path) -> None:

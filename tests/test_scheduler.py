@@ -101,3 +101,17 @@ def test_work_is_announced_once_and_again_when_no_one_took_it(
     rounds.tick()
     assert bell.rung == ["prepare", "prepare"]
     assert RING_AGAIN_SECONDS > 0
+
+
+def test_a_disk_that_fails_is_waited_for(plugin: Plugin, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    accept(plugin, head_ct(tmp_path))
+
+    def fails(path: Path) -> None:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr("plugin.scheduler.read_arrival", fails)
+    with pytest.raises(OSError, match="Input/output"):
+        scheduler(plugin).tick()
+    monkeypatch.undo()
+    scheduler(plugin).tick()
+    assert placed(plugin) == 12

@@ -49,6 +49,8 @@ def test_a_variable_wins_over_the_file(tmp_path: Path, monkeypatch: pytest.Monke
         "[lisener]\nport = 104\n",
         "[[destinations]]\nname = 'a'\n",
         "[[destinations]]\nname = 'a'\nhost = 'h'\n",
+        "[[destinations]]\nname = 'a'\nhost = 'h'\nae_title = 'A'\ndelete_withdrawn = 'orthanc'\n",
+        "[[destinations]]\nname = 'a'\nhost = 'h'\nae_title = 'A'\ndelete_withdrawn = 'dicomweb'\n",
         "[[destinations]]\nname = 'a'\nurl = 'http://h'\n[[destinations]]\nname = 'a'\nurl = 'http://h'\n",
     ],
 )

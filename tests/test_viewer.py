@@ -11,7 +11,7 @@ from pydicom import dcmread
 
 from plugin.results import StudyReport, build_results, to_bytes
 from reports import FRACTURE, ICH, score
-from studies import FULL, QUICK, Study, encoded, study
+from studies import FULL, QUICK, Study, encoded, overlaid, study
 from viewer import Screen, Viewer, running
 
 pytestmark = pytest.mark.timeout(600)
@@ -44,8 +44,11 @@ def look_at(viewer: Viewer, name: str, made: Study) -> None:
             look_at_findings(screen, name, made.report)
         if made.report.key_slices:
             screen.open_series("AI key images")
-            screen.wait_for_image(results[-len(made.report.key_slices)].SOPInstanceUID)
+            first = next(result for result in results if result.Modality == "OT")
+            screen.wait_for_image(first.SOPInstanceUID)
             screen.shoot(f"{name} key image")
+        if made.report.relevance_map is not None:
+            look_at_relevance(screen, name)
         screen.assert_whole()
 
 
@@ -66,6 +69,18 @@ def look_at_findings(screen: Screen, name: str, made: StudyReport) -> None:
     screen.shoot(f"{name} rows")
 
 
+def look_at_relevance(screen: Screen, name: str) -> None:
+    """The map colours the slice; the outline asks to be opened, and then is a segment with its label."""
+    screen.open_series("AI relevance,")
+    screen.wait_for_blue()
+    screen.shoot(f"{name} relevance")
+    screen.open_series("AI relevance outline")
+    screen.wait_for("Do you want to open this Segmentation?")
+    screen.page.get_by_text("Yes", exact=True).last.click(timeout=60_000)
+    screen.wait_for_segment("Where the model looked: Intracranial hemorrhage")
+    screen.shoot(f"{name} outline")
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_every_object_of_the_matrix_opens_in_the_viewer(
     viewer: Viewer, case: Callable[[], Study], request: pytest.FixtureRequest
@@ -77,3 +92,9 @@ def test_the_real_tilted_head_opens_on_its_slice(viewer: Viewer, shared: Path) -
     files = sorted((shared / "data/ct/ge_hispeed_human_tilt_vargap").iterdir())
     images = [dcmread(file) for file in files]
     look_at(viewer, "real head", study(images, score(ICH), score(FRACTURE), on=(14, 5)))
+
+
+@pytest.mark.full
+def test_relevance_lies_on_the_real_tilted_head(viewer: Viewer, shared: Path) -> None:
+    files = sorted((shared / "data/ct/ge_hispeed_human_tilt_vargap").iterdir())
+    look_at(viewer, "real head with relevance", overlaid([dcmread(file) for file in files]))

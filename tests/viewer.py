@@ -14,11 +14,14 @@ from dataclasses import dataclass, field
 from functools import partial
 from http.client import HTTPConnection
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from io import BytesIO
 from pathlib import Path
 from threading import Thread
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from peers import Orthanc, needs, orthanc, wait_until
 
@@ -51,6 +54,8 @@ CURRENT_IMAGE = """() => {
   const viewport = services.viewportGridService.getActiveViewportId();
   return services.cornerstoneViewportService.getCornerstoneViewport(viewport)?.getCurrentImageId?.() ?? '';
 }"""
+SEGMENTS = """() => services.segmentationService.getSegmentations()
+  .flatMap(each => Object.values(each.segments ?? {}).map(segment => segment?.label ?? ''))"""
 PATIENCE = 60
 CRASH = "Something went wrong"
 
@@ -141,6 +146,24 @@ class Screen:
 
     def _image_id(self) -> str:
         return self.page.evaluate(CURRENT_IMAGE)
+
+    def wait_for_blue(self) -> None:
+        """Wait until the middle of the viewport shows the colours of low relevance, which a CT has not."""
+        wait_until(lambda: self._step() and self._num_blue() > 50, "a coloured map", PATIENCE)
+
+    def _num_blue(self) -> int:
+        box = self.page.locator("canvas").first.bounding_box() or {"x": 0, "y": 0, "width": 0, "height": 0}
+        middle = {
+            "x": box["x"] + box["width"] / 5,
+            "y": box["y"] + box["height"] / 5,
+            "width": box["width"] * 3 / 5,
+            "height": box["height"] * 3 / 5,
+        }
+        pixels = np.asarray(Image.open(BytesIO(self.page.screenshot(clip=middle))).convert("RGB"), np.int16)
+        return int((pixels[..., 2] - pixels[..., 1] > 30).sum())
+
+    def wait_for_segment(self, label: str) -> None:
+        wait_until(lambda: self._step() and label in self.page.evaluate(SEGMENTS), f"segment {label!r}", PATIENCE)
 
     def _step(self) -> bool:
         self.page.wait_for_timeout(100)

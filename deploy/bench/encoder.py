@@ -1,4 +1,4 @@
-"""Benchmark of the study encoder: one head CT of nine scans, and four studies of different sizes (Linux: reads /proc for the memory).
+"""Benchmark of the study encoder: one head CT of nine scans, and four studies of different sizes. Linux only (/proc).
 
     python deploy/bench/encoder.py [--repeats 7] [--bundle DIR] [--series DIR]
 

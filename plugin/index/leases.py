@@ -14,7 +14,7 @@ from typing import Any
 from sqlalchemy import ColumnElement, Select, and_, or_, select, update
 from sqlalchemy.orm import aliased
 
-from plugin.index.database import Database, clock
+from plugin.index.database import Database, IndexUnavailable, clock
 from plugin.index.tables import Delivery, Result, Revision, Series, Study
 from plugin.lifecycle import DELIVERY_STEPS, SERIES_STEPS, STUDY_STEPS, DeliveryState, SeriesState, StudyState
 
@@ -130,8 +130,11 @@ def kept_alive(database: Database, item: Claim, lease_seconds: float) -> Iterato
 
     def keep() -> None:
         while not done.wait(lease_seconds / 3):
-            if not renew(database, item, lease_seconds):
-                return
+            try:
+                if not renew(database, item, lease_seconds):
+                    return
+            except IndexUnavailable:
+                continue  # it may be back before the lease ends; if not, the outcome is thrown away
 
     thread = threading.Thread(target=keep, name=f"lease-{item.queue}-{item.id}", daemon=True)
     thread.start()

@@ -4,12 +4,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from sqlalchemy import func, select, update
+from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
+from plugin.index import withdrawal
 from plugin.index.database import Database, clock
 from plugin.index.leases import Claim, held
 from plugin.index.tables import Delivery, Event, Result, Revision, Series, Study
+from plugin.index.withdrawal import NewNote, NewResult
 from plugin.lifecycle import (
     DELIVERY_STEPS,
     SERIES_STEPS,
@@ -70,15 +72,6 @@ def _series_event(session: Session, claim: Claim, stage: str, seconds: float) ->
 
 
 @dataclass(frozen=True)
-class NewResult:
-    sop_class_uid: str
-    sop_instance_uid: str
-    series_instance_uid: str
-    description: str
-    path: str
-
-
-@dataclass(frozen=True)
 class NewRevision:
     """A revision as the analysis hands it over; `findings` is JSON-ready."""
 
@@ -119,10 +112,12 @@ def study_reported(
     destinations: Sequence[str],
     hold: bool,
     seconds: float,
+    note: NewNote | None = None,
     publish: Callable[[], object],
 ) -> bool:
     """Make `revision` the study's current one, supersede the one before, and fill the outbox.
 
+    `note` withdraws objects of the revision before.
     `publish` puts the result files in their place. It is called inside the transaction, once the claim is known
     to stand: a worker whose lease was lost never touches them.
     """
@@ -136,7 +131,7 @@ def study_reported(
             revision=revision.number,
         ):
             return False
-        _supersede(session, claim.id)
+        _supersede(session, claim.id, note)
         row = Revision(
             study_id=claim.id,
             number=revision.number,
@@ -160,36 +155,28 @@ def study_reported(
         return True
 
 
-def _supersede(session: Session, study_id: int) -> None:
-    session.execute(
-        update(Revision)
-        .where(Revision.study_id == study_id)
-        .values(current=False)
-        .execution_options(synchronize_session=False)
-    )
-    step = DELIVERY_STEPS["superseded"]
-    old = (
-        select(Delivery.id)
-        .join(Result)
-        .join(Revision)
-        .where(Revision.study_id == study_id, Delivery.state.in_(step.sources))
-    )
-    session.execute(
-        update(Delivery)
-        .where(Delivery.id.in_(old))
-        .values(state=step.target)
-        .execution_options(synchronize_session=False)
-    )
+def _supersede(session: Session, study_id: int, note: NewNote | None) -> None:
+    """What the current revision said is past: what still waits is not sent, and the note withdraws what was."""
+    revision = session.scalar(select(Revision).where(Revision.study_id == study_id, Revision.current))
+    if revision is None:
+        return
+    if note is not None:
+        withdrawal.reject(session, revision, note)
+    withdrawal.drop_waiting(session, revision)
+    revision.current = False
 
 
 # ---- deliver -----------------------------------------------------------------------------------------------
 
 
-def delivered(database: Database, claim: Claim, *, seconds: float) -> bool:
+def delivered(database: Database, claim: Claim, *, action: str, seconds: float) -> bool:
+    """The destination confirmed that it stored the object, or deleted it."""
+    step = {"store": "delivered", "delete": "deleted"}[action]
+    values = {"delivered_at": clock()} if action == "store" else {}
     with database.write() as session:
-        ended = _end(session, claim, Delivery, state=DELIVERY_STEPS["delivered"].target, delivered_at=clock())
+        ended = _end(session, claim, Delivery, state=DELIVERY_STEPS[step].target, **values)
         if ended:
-            session.add(_delivery_event(session, claim, "delivered", seconds))
+            session.add(_delivery_event(session, claim, step, seconds))
         return ended
 
 
@@ -246,7 +233,8 @@ def retry(database: Database, *, study_instance_uid: str | None = None) -> Retri
         ).rowcount  # type: ignore[attr-defined]
         refused = (
             select(Delivery.id).join(Result).join(Revision).where(
-                Revision.study_id.in_(chosen), Revision.current,
+                Revision.study_id.in_(chosen),
+                Revision.current | Result.is_note | (Delivery.action == "delete"),
                 Delivery.state.in_([DeliveryState.REFUSED, DeliveryState.WAITING]))
         )  # fmt: skip
         deliveries = session.execute(
@@ -273,11 +261,19 @@ def let_out_held(database: Database) -> int:
         ).rowcount  # type: ignore[attr-defined]
 
 
-def result_file(database: Database, claim: Claim, folder: Path) -> tuple[Path, str, str]:
-    """The file to deliver, its destination, and its study's UID."""
+@dataclass(frozen=True)
+class Errand:
+    """What to do with which file at which destination."""
+
+    path: Path
+    destination: str
+    action: str
+    study_instance_uid: str
+
+
+def errand(database: Database, claim: Claim, folder: Path) -> Errand:
+    """What a claimed delivery asks for."""
     with database.read() as session:
         delivery = session.get_one(Delivery, claim.id)
-        study = session.scalar(
-            select(func.min(Study.study_instance_uid)).where(Study.id == delivery.result.revision.study_id)
-        )
-        return folder / delivery.result.path, delivery.destination, str(study)
+        study = delivery.result.revision.study
+        return Errand(folder / delivery.result.path, delivery.destination, delivery.action, study.study_instance_uid)

@@ -37,45 +37,71 @@ def series_view(database: Database, series_id: int) -> SeriesView:
 def study_view(database: Database, study_id: int) -> StudyView:
     with database.read() as session:
         study = session.get_one(Study, study_id, options=[selectinload(Study.series, Series.instances)])
-        current = next((r for r in study.revisions if r.current), None)
+        last = study.revisions[-1] if study.revisions else None
         views = (_series_view(study.study_instance_uid, row) for row in study.series)
         return StudyView(
             study_instance_uid=study.study_instance_uid,
-            revision=study.revision,
             series=tuple(sorted(views, key=lambda series: series.order)),
-            current=None if current is None else _revision_view(current),
+            last=None if last is None else _revision_view(last),
         )
 
 
 def _revision_view(row: Revision) -> RevisionView:
-    results = (ResultView(r.sop_class_uid, r.sop_instance_uid, r.series_instance_uid) for r in row.results)
-    return RevisionView(row.number, row.inputs_digest, tuple(results))
+    results = (
+        ResultView(r.sop_class_uid, r.sop_instance_uid, r.series_instance_uid, r.path)
+        for r in row.results
+        if not r.is_note
+    )
+    return RevisionView(
+        number=row.number,
+        inputs_digest=row.inputs_digest,
+        content_digest=row.content_digest,
+        results=tuple(results),
+        withdrawn=row.withdrawn is not None,
+        reissue=row.reissue,
+    )
+
+
+def study_id(database: Database, study_instance_uid: str) -> int | None:
+    """The id of a study, None where the index does not know it."""
+    with database.read() as session:
+        return session.scalar(select(Study.id).where(Study.study_instance_uid == study_instance_uid))
 
 
 def _deliveries(result: Result) -> list[dict[str, Any]]:
     return [
-        {"destination": d.destination, "state": d.state, "attempts": d.attempts, "detail": d.detail}
+        {
+            "destination": d.destination,
+            "action": d.action,
+            "state": d.state,
+            "attempts": d.attempts,
+            "detail": d.detail,
+        }
         for d in result.deliveries
     ]
+
+
+def _result(result: Result) -> dict[str, Any]:
+    return {
+        "description": result.description,
+        "sop_class_uid": result.sop_class_uid,
+        "sop_instance_uid": result.sop_instance_uid,
+        "path": result.path,
+        "deliveries": _deliveries(result),
+    }
 
 
 def _revision(revision: Revision, *, findings: bool) -> dict[str, Any]:
     return {
         "number": revision.number,
         "current": revision.current,
+        "withdrawn": revision.withdrawn,
         "created_at": revision.created_at,
         "bundle_digest": revision.bundle_digest,
         "preprocessing": revision.preprocessing,
         **({"findings": revision.findings} if findings else {}),
-        "results": [
-            {
-                "description": r.description,
-                "sop_instance_uid": r.sop_instance_uid,
-                "path": r.path,
-                "deliveries": _deliveries(r),
-            }
-            for r in revision.results
-        ],
+        "results": [_result(r) for r in revision.results if not r.is_note],
+        "rejection_notes": [_result(r) for r in revision.results if r.is_note],
     }
 
 

@@ -108,6 +108,10 @@ class Revision(Base):
     findings: Mapped[list[dict]] = mapped_column(JSON, default=list)
     created_at: Mapped[float]
     current: Mapped[bool] = mapped_column(default=True)
+    withdrawn: Mapped[str | None] = mapped_column(String(16))
+    """Why it was withdrawn by hand: a `plugin.results.Rejection`."""
+    reissue: Mapped[bool] = mapped_column(default=False)
+    """Withdrawn, and to be made again as the next revision."""
 
     study: Mapped[Study] = relationship(back_populates="revisions")
     results: Mapped[list["Result"]] = relationship(back_populates="revision", order_by="Result.id")
@@ -123,6 +127,8 @@ class Result(Base):
     series_instance_uid: Mapped[str] = mapped_column(Uid, index=True)
     description: Mapped[str] = mapped_column(Text, default="")
     path: Mapped[str] = mapped_column(Text)
+    is_note: Mapped[bool] = mapped_column(default=False)
+    """The note that rejects objects of its revision, not one of them."""
 
     revision: Mapped[Revision] = relationship(back_populates="results")
     deliveries: Mapped[list["Delivery"]] = relationship(back_populates="result", order_by="Delivery.id")
@@ -135,6 +141,8 @@ class Delivery(Leased, Base):
     id: Mapped[int] = mapped_column(primary_key=True)
     result_id: Mapped[int] = mapped_column(ForeignKey("result.id"), index=True)
     destination: Mapped[str] = mapped_column(String(64))
+    action: Mapped[str] = mapped_column(String(8), default="store")
+    """What to do at the destination: ``store`` or ``delete``."""
     delivered_at: Mapped[float | None]
 
     result: Mapped[Result] = relationship(back_populates="deliveries")

@@ -64,6 +64,9 @@ CODES: dict[str, CodeRow] = {
     "score-unit": CodeRow("{score}", "UCUM", "score", "UCUM 2.5.2, arbitrary unit written as an annotation"),
     # images
     "source-image": CodeRow("121322", "DCM", "Source image for image processing operation", DICTIONARY),
+    "relevance": CodeRow("relevance", PRIVATE_SCHEME, "Relevance for the score of the model", PRIVATE),
+    "no-units": CodeRow("1", "UCUM", "no units", DICTIONARY),
+    "spatial-concept": CodeRow("309825002", "SCT", "Spatial and Relational Concept", DICTIONARY),
     # withdrawal, PS3.16 CID 7010 and IHE RAD TF-3 4.66 (IOCM)
     "quality": CodeRow("113001", "DCM", "Rejected for Quality Reasons", DICTIONARY),
     "patient-safety": CodeRow("113037", "DCM", "Rejected for Patient Safety Reasons", DICTIONARY),

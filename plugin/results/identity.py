@@ -24,7 +24,9 @@ from pydicom.uid import (
     EnhancedSRStorage,
     ExplicitVRLittleEndian,
     KeyObjectSelectionDocumentStorage,
+    ParametricMapStorage,
     SecondaryCaptureImageStorage,
+    SegmentationStorage,
 )
 from pydicom.valuerep import STR_VR
 
@@ -59,7 +61,11 @@ SUMMARY = Kind("summary", EnhancedSRStorage, "SR", 9101, "AI summary")
 FINDINGS = Kind("findings", Comprehensive3DSRStorage, "SR", 9102, "AI findings")
 KEY_IMAGE = Kind("key_image", SecondaryCaptureImageStorage, "OT", 9103, "AI key images")
 REJECTION = Kind("rejection", KeyObjectSelectionDocumentStorage, "KO", 9109, "AI results withdrawn")
-KINDS = (SUMMARY, FINDINGS, KEY_IMAGE, REJECTION)
+PARAMETRIC_MAP = Kind("parametric_map", ParametricMapStorage, "OT", 9104, "AI relevance")
+SEGMENTATION = Kind("segmentation", SegmentationStorage, "SEG", 9105, "AI relevance outline")
+KINDS = (SUMMARY, FINDINGS, KEY_IMAGE, PARAMETRIC_MAP, SEGMENTATION, REJECTION)
+SUPERSEDED_KINDS = frozenset(kind.sop_class_uid for kind in (FINDINGS, KEY_IMAGE, PARAMETRIC_MAP, SEGMENTATION))
+"""SOP classes of what must not stay current when a next revision says something else."""
 
 
 def result_uid(kind: str, report: StudyReport, *parts: str) -> UID:

@@ -5,20 +5,21 @@ An archive that acts on such notes hides what they reference.
 
 from collections.abc import Sequence
 from datetime import datetime
-from typing import Literal, get_args
+from typing import get_args
 
 from highdicom.ko import KeyObjectSelection
 from pydicom import Dataset
-from pydicom.uid import SecondaryCaptureImageStorage
+from pydicom.uid import ParametricMapStorage, SecondaryCaptureImageStorage, SegmentationStorage
 
+from plugin.lifecycle import Rejection
 from plugin.results.codes import code
 from plugin.results.document import add_content, observer, references
 from plugin.results.identity import REJECTION, common_modules, derived_uid
 from plugin.results.report import Predecessor
 
-Rejection = Literal["quality", "patient-safety", "worklist", "retention"]
+IMAGES = frozenset({SecondaryCaptureImageStorage, ParametricMapStorage, SegmentationStorage})
 REJECTIONS: tuple[Rejection, ...] = get_args(Rejection)
-"""Why objects are withdrawn: names of `codes.CODES`, titles of PS3.16 CID 7010."""
+"""Names of `codes.CODES`, titles of PS3.16 CID 7010."""
 
 
 def rejection_note(
@@ -65,6 +66,6 @@ def _reference(sop_class_uid: str, sop_instance_uid: str) -> Dataset:
     item = Dataset()
     item.SOPClassUID = sop_class_uid
     item.SOPInstanceUID = sop_instance_uid
-    if sop_class_uid == SecondaryCaptureImageStorage:
+    if sop_class_uid in IMAGES:
         item.Rows = item.Columns = 1
     return item

@@ -97,6 +97,36 @@ class KeySlice:
 
 
 @dataclass(frozen=True, kw_only=True)
+class SourceFrame:
+    """One source slice and where it lies (LPS, mm; PS3.3 C.7.6.2). `orientation`: along a row, then down a column."""
+
+    sop_class_uid: str
+    sop_instance_uid: str
+    frame_number: int | None
+    position: tuple[float, float, float]
+    orientation: tuple[float, float, float, float, float, float]
+    spacing: tuple[float, float]
+    thickness: float | None
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class RelevanceMap:
+    """Where the model looked for a finding, on slices of the series in which it is located.
+
+    `values` float32 [frames, rows, columns], 0..1, on the pixels of `frames`.
+    """
+
+    label: str
+    frame_of_reference_uid: str
+    frames: tuple[SourceFrame, ...] = field(repr=False)
+    values: np.ndarray = field(repr=False)
+
+    def __post_init__(self) -> None:
+        if self.values.ndim != 3 or len(self.values) != len(self.frames):
+            raise ValueError("a relevance map has a plane for each frame")
+
+
+@dataclass(frozen=True, kw_only=True)
 class StudyReport:
     """Everything that the result objects of one revision of one study say.
 
@@ -117,6 +147,8 @@ class StudyReport:
         Names this installation as the device that observed.
     key_slices
         One for each key image that is wanted, of findings that are positive and located.
+    relevance_map
+        Of one such finding, for the Parametric Map and the Segmentation, where they are wanted.
     """
 
     source: Dataset = field(repr=False)
@@ -129,6 +161,7 @@ class StudyReport:
     installation_uid: str
     predecessors: tuple[Predecessor, ...] = ()
     key_slices: tuple[KeySlice, ...] = ()
+    relevance_map: RelevanceMap | None = None
 
     def __post_init__(self) -> None:
         if self.created.utcoffset() is None:
@@ -139,8 +172,9 @@ class StudyReport:
             if score.location is not None:
                 self.series_of(score.location.series_instance_uid)
         located = {score.finding.label for score in self.located}
-        if lost := {key_slice.label for key_slice in self.key_slices} - located:
-            raise ValueError(f"key slices of findings that are not located: {', '.join(sorted(lost))}")
+        pictured = {picture.label for picture in (*self.key_slices, self.relevance_map) if picture is not None}
+        if lost := pictured - located:
+            raise ValueError(f"pictures of findings that are not located: {', '.join(sorted(lost))}")
 
     @property
     def analysed(self) -> tuple[SeriesFate, ...]:
