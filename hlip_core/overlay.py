@@ -6,31 +6,26 @@ the way back is exact for tilted and unevenly spaced series too: every source pi
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from hlip_core.preprocessing import Preprocessing
 from hlip_core.volume import PreparedScan
 
-__all__ = ["HIGH", "outlines", "relevance_on_source", "seen_frames"]
+__all__ = ["HIGH", "outlines", "relevance_on_source"]
 
 HIGH = 0.5
 """What is outlined: all that has at least this part of the highest relevance of its map."""
 
 
-def seen_frames(scan: PreparedScan) -> list[int]:
-    """Which slices of the source stack the model saw: those that were sampled, or all where it saw them across."""
-    depth = scan.source.axes[0]
-    if depth.source != 0:
-        return list(range(len(scan.source.frames)))
-    return sorted({round(depth.to_stack(index)) for index in scan.source.depth_index})
-
-
 def relevance_on_source(
-    relevance: np.ndarray, scan: PreparedScan, spec: Preprocessing, frames: list[int]
+    relevance: np.ndarray, scan: PreparedScan, spec: Preprocessing, frames: Sequence[int]
 ) -> np.ndarray:
     """float32 [frames, rows, columns]: relevance [d, h, w] of the patches, linear in between.
 
-    `frames` are indices into the source stack, as `seen_frames` gives them. What the model did not see has 0.
+    `frames` are indices into the source stack. Source slices between two that were sampled lie in between; what
+    the crop took off has 0.
     """
     values = relevance.astype(np.float32)
     extents = (spec.num_slices, spec.crop, spec.crop)

@@ -16,7 +16,7 @@ from hlip_core.errors import Refused
 from hlip_core.files import open_series
 from hlip_core.frames import Frame, frames_of
 from hlip_core.headers import MALFORMED, lenient
-from hlip_core.overlay import HIGH, outlines, relevance_on_source, seen_frames
+from hlip_core.overlay import HIGH, outlines, relevance_on_source
 from hlip_core.preprocessing import Preprocessing
 from hlip_core.volume import PreparedScan
 from plugin.results import KeySlice, RelevanceMap, SourceFrame, StudyReport, key_findings, key_slice
@@ -76,7 +76,10 @@ def _contours(score: "FindingScore", scan: PreparedScan, spec: Preprocessing) ->
 def relevance_map(
     report: StudyReport, scans: Mapping[str, PreparedScan], spec: Preprocessing, image_path: ImagePath
 ) -> RelevanceMap | None:
-    """Relevance of the first of the key findings on the frames that the model saw; None where there is no such."""
+    """Relevance of the first of the key findings on all frames of its series; None where there is no such.
+
+    On all, since viewers pair the planes of a map with the images of the series one by one.
+    """
     score = next(iter(key_findings(report)), None)
     if score is None or score.relevance is None or score.location is None:
         return None
@@ -93,12 +96,11 @@ def relevance_map(
         log.warning("no relevance map", label=score.finding.label, cause=type(error).__name__)
         return None
     by_place = {(frame.instance, frame.number): frame for frame in frames}
-    seen = seen_frames(scan)
-    values = relevance_on_source(score.relevance, scan, spec, seen)
+    values = relevance_on_source(score.relevance, scan, spec, range(len(scan.source.frames)))
     return RelevanceMap(
         label=score.finding.label,
         frame_of_reference_uid=scan.frame_of_reference_uid,
-        frames=tuple(_source_frame(headers, by_place[scan.source.frames[index]]) for index in seen),
+        frames=tuple(_source_frame(headers, by_place[place]) for place in scan.source.frames),
         values=values / max(float(values.max()), 1e-12),
     )
 

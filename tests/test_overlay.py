@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from hlip_core.overlay import HIGH, outlines, relevance_on_source, seen_frames
+from hlip_core.overlay import HIGH, outlines, relevance_on_source
 from hlip_core.preprocessing import PREPROCESSINGS
 from hlip_core.volume import prepare
 from series import AXIAL, CORONAL, SAGITTAL, enhanced, head, series
@@ -48,16 +48,11 @@ def test_the_height_of_relevance_lies_where_the_patch_does(directions, as_frames
     assert values[frame, round(at.row), round(at.column)] > 0.7
 
 
-def test_a_thick_slice_is_all_the_prepared_slices_made_of_it():
-    scan = prepare(series(head(12)), SPEC)
-    even = relevance_on_source(np.ones(GRID, np.float32), scan, SPEC, seen_frames(scan))
-    assert seen_frames(scan) == list(range(12))
-    assert even.max() == 1 and even[:, 48, 48].min() == 1
-
-
-def test_only_the_slices_that_were_sampled_are_seen():
-    scan = prepare(series(head(200), spacing=(0.8, 2.5, 2.5)), SPEC)
-    assert len(seen_frames(scan)) == SPEC.num_slices
+@pytest.mark.parametrize("num_slices", [12, 48, 200])
+def test_every_slice_of_the_series_has_relevance_sampled_or_not(num_slices):
+    scan = prepare(series(head(num_slices), spacing=(150 / num_slices, 2.5, 2.5)), SPEC)
+    even = relevance_on_source(np.ones(GRID, np.float32), scan, SPEC, range(num_slices))
+    assert len(even) == num_slices and even.max() == even[:, 48, 48].min() == 1
 
 
 def test_what_the_crop_took_off_has_no_relevance():

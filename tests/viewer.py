@@ -148,8 +148,18 @@ class Screen:
         return self.page.evaluate(CURRENT_IMAGE)
 
     def wait_for_blue(self) -> None:
-        """Wait until the middle of the viewport shows the colours of low relevance, which a CT has not."""
-        wait_until(lambda: self._step() and self._num_blue() > 50, "a coloured map", PATIENCE)
+        """Wait until the middle of the viewport shows the colours of relevance, which a CT has not.
+
+        A map is drawn only once its viewport is scrolled.
+        """
+
+        def scrolled() -> bool:
+            self.assert_whole()
+            self.page.keyboard.press("ArrowDown")
+            self.page.wait_for_timeout(500)
+            return self._num_blue() > 50
+
+        wait_until(scrolled, "a coloured map", PATIENCE)
 
     def _num_blue(self) -> int:
         box = self.page.locator("canvas").first.bounding_box() or {"x": 0, "y": 0, "width": 0, "height": 0}

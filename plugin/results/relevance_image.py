@@ -41,9 +41,13 @@ NOT_COPIED = frozenset({*PATIENT, *STUDY, *TRIAL, "SpecificCharacterSet", "Contr
 
 
 def parametric_map(report: StudyReport) -> list[Dataset]:
-    """The relevance map as float values from 0 to 1 on its source frames; nothing without a map."""
+    """The relevance map as float values from 0 to 1 on its source frames; nothing without a map.
+
+    Nothing either for a tilted gantry or varying gaps: it would be right, but viewers that make one block of the
+    slices cannot lay it on them, and say that something went wrong (OHIF 3.13). The Segmentation shows there.
+    """
     shown = report.relevance_map
-    if shown is None:
+    if shown is None or not shown.is_upright:
         return []
     mapping = RealWorldValueMapping(
         lut_label="relevance",

@@ -125,6 +125,16 @@ class RelevanceMap:
         if self.values.ndim != 3 or len(self.values) != len(self.frames):
             raise ValueError("a relevance map has a plane for each frame")
 
+    @property
+    def is_upright(self) -> bool:
+        """Whether the frames are stacked along their normal in equal steps: no tilted gantry, no varying gap."""
+        across, down = np.array(self.frames[0].orientation).reshape(2, 3)
+        positions = np.array([frame.position for frame in self.frames])
+        steps = np.diff(positions, axis=0)
+        along = np.outer(steps @ np.cross(across, down), np.cross(across, down))
+        level = all(frame.orientation == self.frames[0].orientation for frame in self.frames)
+        return level and bool(np.allclose(steps, along, atol=0.05) and np.allclose(steps, steps[:1], atol=0.05))
+
 
 @dataclass(frozen=True, kw_only=True)
 class StudyReport:
