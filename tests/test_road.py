@@ -60,15 +60,14 @@ def test_a_real_head_ct_becomes_reports_in_the_pacs(shared: Path, tmp_path: Path
         reports = pacs.series(source.StudyInstanceUID, "SR")
         assert [r["MainDicomTags"]["SeriesNumber"] for r in reports] == ["9101", "9102"]
         (key_images,) = pacs.series(source.StudyInstanceUID, "OT")
-        for instance in key_images["Instances"]:
-            (tmp_path / "picture.dcm").write_bytes(pacs.file(instance))
-            assert dciodvfy_errors(tmp_path / "picture.dcm") == set()
         (picture,) = (dcmread(BytesIO(pacs.file(uid_))) for uid_ in key_images["Instances"])
         assert (picture.SeriesNumber, picture.PhotometricInterpretation) == (9103, "RGB")
         assert picture.SourceImageSequence[0].ReferencedSOPInstanceUID in {
             dcmread(path, stop_before_pixels=True).SOPInstanceUID for path in source_folder.iterdir()
         }
         allowed = set().union(*(dciodvfy_errors(path) for path in source_folder.iterdir()))
+        (tmp_path / "picture.dcm").write_bytes(pacs.file(key_images["Instances"][0]))
+        assert dciodvfy_errors(tmp_path / "picture.dcm") <= allowed
         for report in reports:
             file = tmp_path / "report.dcm"
             file.write_bytes(pacs.file(report["Instances"][0]))

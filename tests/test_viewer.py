@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from pydicom import dcmread
+from pydicom.uid import generate_uid
 
 from plugin.results import StudyReport, build_results, to_bytes
 from reports import FRACTURE, ICH, score
@@ -98,4 +99,9 @@ def test_the_real_tilted_head_opens_on_its_slice(viewer: Viewer, shared: Path) -
 @pytest.mark.full
 def test_relevance_lies_on_the_real_tilted_head(viewer: Viewer, shared: Path) -> None:
     files = sorted((shared / "data/ct/ge_hispeed_human_tilt_vargap").iterdir())
-    look_at(viewer, "real head with relevance", overlaid([dcmread(file) for file in files]))
+    images = [dcmread(file) for file in files]
+    study_uid, series_uid = generate_uid(), generate_uid()  # the archive may hold the same study with other results
+    for image in images:
+        image.StudyInstanceUID, image.SeriesInstanceUID = study_uid, series_uid
+        image.SOPInstanceUID = image.file_meta.MediaStorageSOPInstanceUID = generate_uid()
+    look_at(viewer, "real head with relevance", overlaid(images))
