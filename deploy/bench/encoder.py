@@ -86,16 +86,26 @@ class Measured:
 
     features: Tensor
     peak: float
+    """Most resident memory of the process, MB."""
+    working: float
+    """How much of it was not there before, MB: without interpreter, weights and input."""
     seconds: list[float] = field(default_factory=list)
 
 
-def watch(system: Callable[[], Tensor]) -> Measured:
-    """A first round that warms up, with the most resident memory (MB) of the process, weights and all."""
-    ctypes.CDLL(ctypes.util.find_library("c")).malloc_trim(0)
-    Path("/proc/self/clear_refs").write_text("5")  # proc(5): resets the peak
-    features = system()
+def resident(kind: str) -> float:
+    """Resident memory of this process, MB: "VmRSS" now, "VmHWM" the most since it was reset (proc(5))."""
     status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
-    return Measured(features, int(status["VmHWM"].split()[0]) / 1024)
+    return int(status[kind].split()[0]) / 1024
+
+
+def watch(system: Callable[[], Tensor]) -> Measured:
+    """A first round that warms up, and shows how much memory it takes."""
+    ctypes.CDLL(ctypes.util.find_library("c")).malloc_trim(0)
+    before = resident("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")  # resets the peak
+    features = system()
+    peak = resident("VmHWM")
+    return Measured(features, peak, peak - before)
 
 
 def add_rows(table: Table, systems: dict[str, Callable[[], Tensor]], repeats: int) -> None:
@@ -113,6 +123,7 @@ def add_rows(table: Table, systems: dict[str, Callable[[], Tensor]], repeats: in
             name,
             f"{statistics.median(own.seconds):.2f}",
             f"{own.peak:.0f}",
+            f"{own.working:.0f}",
             f"{(own.features - base.features).abs().max():.1e}",
             f"{F.cosine_similarity(own.features, base.features, dim=-1).min():.5f}",
             f"{statistics.median(ratios):.2f}",
@@ -143,7 +154,7 @@ def main() -> None:
             return encoder([study], air=air).float()
 
     title = f"encoder, {torch.get_num_threads()} threads, {dropped:.0%} of the tokens are air"
-    table = Table("system", "seconds", "peak MB", "max difference", "cosine", "ratio", title=title)
+    table = Table("system", "seconds", "peak MB", "working MB", "max difference", "cosine", "ratio", title=title)
     with torch.inference_mode():
         nine = {
             "9 scans, plain fp32": lambda: plain(study)[None],
@@ -158,7 +169,7 @@ def main() -> None:
             f"{sizes} scans, one call": lambda: encoder(batch),
         }
         add_rows(table, four, options.batch_repeats)
-    Console(width=110).print(table)
+    Console(width=120).print(table)
 
 
 if __name__ == "__main__":
