@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterator, Sequence
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 import typer
@@ -13,10 +13,12 @@ from rich.progress import track
 from rich.table import Table
 
 from hlip_core.architectures import ENCODERS
-from hlip_core.bundle import Bundle, load_bundle
 from hlip_core.errors import CheckpointMismatch, InputError
 from hlip_core.findings import DEFAULT
 from hlip_core.preprocessing import PREPROCESSINGS
+
+if TYPE_CHECKING:
+    from hlip_core.bundle import Bundle
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -43,6 +45,13 @@ class CalibrationMethod(StrEnum):
 
     PLATT = "platt"
     ISOTONIC = "isotonic"
+
+
+def load_bundle(path: Path) -> "Bundle":
+    """As `hlip_core.bundle.load_bundle`, imported when it is needed: every `hlip` command imports this module."""
+    from hlip_core import bundle
+
+    return bundle.load_bundle(path)
 
 
 @app.command("list")
@@ -200,7 +209,7 @@ def _progress(names: Sequence[str]) -> Iterator[str]:
     yield from track(names, "studies", console=Console(stderr=True))
 
 
-def _facts(bundle: Bundle) -> dict[str, Any]:
+def _facts(bundle: "Bundle") -> dict[str, Any]:
     return {
         "name": bundle.name,
         "version": bundle.version,
@@ -219,7 +228,7 @@ def _facts(bundle: Bundle) -> dict[str, Any]:
     }
 
 
-def _finding_rows(bundle: Bundle) -> list[dict[str, Any]]:
+def _finding_rows(bundle: "Bundle") -> list[dict[str, Any]]:
     """JSON-ready rows of the findings and their calibration."""
     rows = []
     for finding in bundle.findings.findings:
@@ -238,7 +247,7 @@ def _finding_rows(bundle: Bundle) -> list[dict[str, Any]]:
     return rows
 
 
-def _print_bundle(bundle: Bundle) -> None:
+def _print_bundle(bundle: "Bundle") -> None:
     for key, value in _facts(bundle).items():
         console.print(f"{key.replace('_', ' '):22}{value}", highlight=False, soft_wrap=True)
     table = Table("finding", "critical", "calibration", "threshold", "AUC", "sensitivity", "specificity")
