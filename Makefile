@@ -3,7 +3,7 @@
 # make check   lint, format, types, layers                        make bench [ONLY=encoder]
 #
 # The first call makes the environment .venv: 6 GB with PyTorch's CUDA builds. Without a GPU take the CPU builds
-# (1.5 GB) by naming PyTorch's CPU package index:  make demo TORCH_INDEX=<its address, see README.md>
+# (far smaller) by naming PyTorch's CPU package index:  make demo TORCH_INDEX=<its address, see README.md>
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3.13 || command -v python3)
 TORCH ?= torch==2.14.1 torchvision==0.29.1
