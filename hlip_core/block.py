@@ -52,8 +52,8 @@ class GroupBlock(Block):
         R, C = x.shape
         qkv = self.attn.qkv(x).view(R, 3, self.attn.num_heads, -1)
         parts = []
-        for run in groups.runs:
-            packed = qkv[run.start : run.stop].unflatten(0, (run.count, run.length))  # [g, l, 3, a, c]
+        for run, rows in zip(groups.runs, qkv.split(groups.run_rows), strict=True):
+            packed = rows.unflatten(0, (run.count, run.length))  # [g, l, 3, a, c]
             q, k, v = packed.permute(2, 0, 3, 1, 4)  # [g, a, l, c] each
             parts.append(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(-1, C))
         return self.attn.proj(parts[0] if len(parts) == 1 else torch.cat(parts))
@@ -71,10 +71,10 @@ class GroupBlock(Block):
         q = q.view(len(groups), groups.num_prefix, self.attn.num_heads, -1)
         kv = F.linear(y, weight[C:], bias[C:]).view(R, 2, self.attn.num_heads, -1)
         parts, group = [], 0
-        for run in groups.runs:
-            packed = kv[run.start : run.stop].unflatten(0, (run.count, run.length))  # [g, l, 2, a, c]
+        for run, rows in zip(groups.runs, kv.split(groups.run_rows), strict=True):
+            packed = rows.unflatten(0, (run.count, run.length))  # [g, l, 2, a, c]
             k, v = packed.permute(2, 0, 3, 1, 4)  # [g, a, l, c] each
-            rows = q[group : group + run.count].transpose(1, 2)  # [g, a, p, c]
-            parts.append(F.scaled_dot_product_attention(rows, k, v).transpose(1, 2).reshape(-1, C))
+            asked = q[group : group + run.count].transpose(1, 2)  # [g, a, p, c]
+            parts.append(F.scaled_dot_product_attention(asked, k, v).transpose(1, 2).reshape(-1, C))
             group += run.count
         return torch.cat(parts)

@@ -9,8 +9,9 @@ Letters: B studies, N scans of a study, D H W voxels of a scan, d h w its patch 
 
 # ruff: noqa: N806 (upper-case letters are sizes, see above)
 
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -24,8 +25,25 @@ from hlip_core.errors import InputError
 from hlip_core.hierarchy import Groups, Hierarchy
 from hlip_core.positions import resize_sequential, resize_spatial, sincos_1d, sincos_3d
 
-Studies = Tensor | Sequence[Tensor]
-"""Studies of one size [B, N, 1, D, H, W], or a list of studies [N, 1, D, H, W] that may differ in N and D, H, W."""
+
+@dataclass(frozen=True)
+class Patches:
+    """A study that is cut and projected already, see :meth:`Encoder.project`.
+
+    tokens [T, C]: without positions; kept [N, d*h*w] bool: which patches they are, T of them; grid: d, h, w.
+    """
+
+    tokens: Tensor
+    kept: Tensor
+    grid: tuple[int, int, int]
+
+    def __len__(self) -> int:
+        return len(self.kept)
+
+
+Studies = Tensor | Sequence[Tensor | Patches]
+"""Studies of one size [B, N, 1, D, H, W], or a list of studies [N, 1, D, H, W] that may differ in N and D, H, W; in a
+list a study may stand as its :class:`Patches`."""
 
 Head = Literal["sentence", "report"]
 """What a feature is compared with: one sentence of a report, or (models with a register) the whole report."""
@@ -33,7 +51,7 @@ Head = Literal["sentence", "report"]
 TISSUE = 0.02
 """The share of voxels above air from which on a patch is kept when air is left out."""
 
-__all__ = ["Encoder", "Head", "PatchEmbed", "Studies", "create_encoder"]
+__all__ = ["Encoder", "Head", "PatchEmbed", "Patches", "Studies", "create_encoder"]
 
 
 class PatchEmbed(nn.Module):
@@ -63,8 +81,9 @@ class Encoder(nn.Module):
 
     In eval mode the same study gives the same feature whatever else is in the batch. In training mode the rows of
     the sequential table are drawn at random for each study, and ``patch_dropout`` is the share of patch tokens that
-    is left out (the same number in each slice); ``grad_checkpointing`` trades time for memory. ``compile()`` (of
-    torch) is worth its while where batches keep their shape.
+    is left out (the same number in each slice); with a seed for each study (``seeds``) both depend on nothing else.
+    ``grad_checkpointing`` trades time for memory. ``compile()`` (of torch) is worth its while where batches keep
+    their shape.
     """
 
     def __init__(self, config: EncoderConfig) -> None:
@@ -86,10 +105,14 @@ class Encoder(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Random start: truncated normal of width 0.02, biases zero; position tables stay."""
+        """Random start: truncated normal of width 0.02 at 768 channels, biases zero; position tables stay.
+
+        Fewer channels start wider, so that what a block adds keeps its size beside what it adds to.
+        """
+        std = 0.02 * math.sqrt(768 / self.config.embed_dim)
         for name, parameter in self.named_parameters():
             if name.endswith("_token") or (name.endswith("weight") and parameter.ndim > 1):
-                nn.init.trunc_normal_(parameter, std=0.02)
+                nn.init.trunc_normal_(parameter, std=std)
             elif name.endswith("bias"):
                 nn.init.zeros_(parameter)
 
@@ -105,9 +128,14 @@ class Encoder(nn.Module):
         """
         return self.forward_prefix(images, scan_index=scan_index, air=air)[:, 0]
 
-    def forward_prefix(self, images: Studies, *, scan_index: Any = None, air: float | None = None) -> Tensor:
-        """As :meth:`forward`, with a feature for each prefix token (class, registers): [B, P, num_features]."""
-        x, tree = self.embed(images, scan_index=scan_index, air=air)
+    def forward_prefix(
+        self, images: Studies, *, scan_index: Any = None, air: float | None = None, seeds: Sequence[int] | None = None
+    ) -> Tensor:
+        """As :meth:`forward`, with a feature for each prefix token (class, registers): [B, P, num_features].
+
+        ``seeds``, one for each study, make what training mode draws repeatable (None: torch's own generator).
+        """
+        x, tree = self.embed(images, scan_index=scan_index, air=air, seeds=seeds)
         return self.finish(self.run_blocks(x, tree, stop=self.config.depth - 1), tree)
 
     def forward_features(self, images: Studies, *, scan_index: Any = None, air: float | None = None) -> list[Tensor]:
@@ -116,19 +144,21 @@ class Encoder(nn.Module):
         x = tree.regroup(self.run_blocks(x, tree), self.config.levels[-1], "study")
         return list(self.norm(x).split([size + tree.num_prefix for size in tree["study"].sizes]))
 
-    def embed(self, images: Studies, *, scan_index: Any = None, air: float | None = None) -> tuple[Tensor, Hierarchy]:
+    def embed(
+        self, images: Studies, *, scan_index: Any = None, air: float | None = None, seeds: Sequence[int] | None = None
+    ) -> tuple[Tensor, Hierarchy]:
         """Packed tokens [R, C] at the level of the first block, and the tree they belong to."""
         studies = check_studies(images, self.config)
+        draws = [None] * len(studies) if seeds is None else [torch.Generator().manual_seed(seed) for seed in seeds]
         patches, counts, slabs, masks = [], [], [], []
-        for study, rows in zip(studies, self._sequential_rows(studies, scan_index), strict=True):
-            grid = patch_grid(study.shape[2:], self.config.patch_size)
-            voxels = self.patch_embed.cut(study)  # [n, d*h*w, voxels]
-            position = self._position(grid, rows).to(self.cls_token.dtype)  # [n or 1, d*h*w, c]
-            mask = self._mask(voxels, grid, air)
+        for i, (study, draw) in enumerate(zip(studies, draws, strict=True)):
+            tokens, mask, grid = self._tokens(study, air, draw)
+            position = self._position(grid, self._sequential_rows(len(study), i, scan_index, draw))
+            position = position.to(self.cls_token.dtype)  # [n or 1, d*h*w, c]
             if mask is not None:
-                voxels, position = voxels[mask], position.expand(*mask.shape, -1)[mask]  # [t, voxels], [t, c]
+                position = position.expand(*mask.shape, -1)[mask]  # [t, c]
                 masks.append(mask.flatten())
-            patches.append((self.patch_embed(voxels) + position).flatten(0, -2))
+            patches.append((tokens + position).flatten(0, -2))
             counts.append(_count(mask, len(study), grid))
             slabs += [grid[0]] * len(study)
         tree = Hierarchy(
@@ -140,6 +170,35 @@ class Encoder(nn.Module):
             kept=torch.cat(masks) if masks else None,
         )
         return self._pack(torch.cat(patches), tree), tree
+
+    def project(self, study: Tensor, *, air: float | None = None) -> Patches:
+        """A study [N, 1, D, H, W] cut and projected, to be given to :meth:`forward` in its place.
+
+        Saves the work for a study that is encoded again and again while the patch embedding does not change.
+        """
+        (study,) = check_studies([study], self.config)
+        grid = patch_grid(study.shape[2:], self.config.patch_size)
+        voxels = self.patch_embed.cut(study)  # [n, d*h*w, voxels]
+        mask = _not_air(voxels, air)
+        kept = torch.ones(voxels.shape[:2], dtype=torch.bool, device=voxels.device) if mask is None else mask
+        return Patches(self.patch_embed(voxels[kept]), kept, grid)
+
+    def _tokens(
+        self, study: Tensor | Patches, air: float | None, draw: torch.Generator | None
+    ) -> tuple[Tensor, Tensor | None, tuple[int, int, int]]:
+        """Tokens without positions, [T, C] of the patches that the mask keeps; [N, d*h*w, C] where it is None."""
+        if isinstance(study, Patches):
+            drawn = self._drawn(study.kept, study.grid, draw)
+            if drawn is None:
+                return study.tokens.to(self.cls_token.dtype), study.kept, study.grid
+            return study.tokens[drawn[study.kept]].to(self.cls_token.dtype), study.kept & drawn, study.grid
+        grid = patch_grid(study.shape[2:], self.config.patch_size)
+        voxels = self.patch_embed.cut(study)  # [n, d*h*w, voxels]
+        mask = _not_air(voxels, air)
+        drawn = self._drawn(voxels, grid, draw)
+        if drawn is not None:
+            mask = drawn if mask is None else mask & drawn
+        return self.patch_embed(voxels if mask is None else voxels[mask]), mask, grid
 
     def run_blocks(self, x: Tensor, tree: Hierarchy, *, stop: int | None = None) -> Tensor:
         """The blocks before ``stop`` (all of them) over tokens of the first block's level, [R, C] -> [R', C]."""
@@ -180,34 +239,37 @@ class Encoder(nn.Module):
         x.index_copy_(0, groups.prefix_rows, prefix.repeat(len(groups), 1).to(x.dtype))
         return x.index_copy_(0, groups.patch_rows, patches)
 
-    def _sequential_rows(self, studies: Sequence[Tensor], scan_index: Any) -> Iterator[Tensor | None]:
-        """[N, C] rows of the sequential table for each study, None where there is no table."""
-        rows = None if self.config.max_num_scans == 1 else self.sequential_posemb[0].float()
-        for i, study in enumerate(studies):
-            if rows is None:
-                yield None
-            elif scan_index is not None:
-                yield rows[check_scan_index(scan_index, i, len(study), len(rows)).to(rows.device)]
-            elif self.training and len(study) <= len(rows):
-                yield rows[torch.randperm(len(rows))[: len(study)].to(rows.device)]
-            else:
-                yield resize_sequential(rows, len(study))
+    def _sequential_rows(
+        self, num_scans: int, place: int, scan_index: Any, draw: torch.Generator | None
+    ) -> Tensor | None:
+        """[N, C] rows of the sequential table for one study of a batch, None where there is no table."""
+        if self.config.max_num_scans == 1:
+            return None
+        rows = self.sequential_posemb[0].float()
+        if scan_index is not None:
+            return rows[check_scan_index(scan_index, place, num_scans, len(rows)).to(rows.device)]
+        if self.training and num_scans <= len(rows):
+            return rows[torch.randperm(len(rows), generator=draw)[:num_scans].to(rows.device)]
+        return resize_sequential(rows, num_scans)
 
     def _position(self, grid: tuple[int, int, int], rows: Tensor | None) -> Tensor:
         """Spatial and sequential position summed in float32: [N or 1, d*h*w, C]."""
         spatial = resize_spatial(self.spatial_posemb.float(), grid).flatten(1, 3)
         return spatial if rows is None else spatial + rows[:, None]
 
-    def _mask(self, voxels: Tensor, grid: tuple[int, int, int], air: float | None) -> Tensor | None:
-        """[N, d*h*w] the patches that are kept; None: all of them."""
-        mask = None if air is None else (voxels > air).float().mean(2) >= TISSUE
-        if self.training and self.patch_dropout:
-            per_slab = grid[1] * grid[2]
-            keep = max(1, round(per_slab * (1 - self.patch_dropout)))
-            order = torch.rand(len(voxels) * grid[0], per_slab, device=voxels.device).argsort(1)
-            drawn = (order < keep).view(voxels.shape[:2])
-            mask = drawn if mask is None else mask & drawn
-        return mask
+    def _drawn(self, patches: Tensor, grid: tuple[int, int, int], draw: torch.Generator | None) -> Tensor | None:
+        """[N, d*h*w] which of ``patches`` [N, d*h*w, ...] patch dropout leaves; None: all of them."""
+        if not (self.training and self.patch_dropout):
+            return None
+        per_slab = grid[1] * grid[2]
+        keep = max(1, round(per_slab * (1 - self.patch_dropout)))
+        order = torch.rand(len(patches) * grid[0], per_slab, generator=draw).argsort(1)
+        return (order < keep).view(patches.shape[:2]).to(patches.device)
+
+
+def _not_air(voxels: Tensor, air: float | None) -> Tensor | None:
+    """[N, d*h*w] patches [N, d*h*w, voxels] that are not air; None: nobody asked."""
+    return None if air is None else (voxels > air).float().mean(2) >= TISSUE
 
 
 def _count(mask: Tensor | None, num_scans: int, grid: tuple[int, int, int]) -> Tensor:
@@ -217,14 +279,21 @@ def _count(mask: Tensor | None, num_scans: int, grid: tuple[int, int, int]) -> T
     return mask.view(num_scans * grid[0], -1).sum(1).cpu()
 
 
-def check_studies(images: Studies, config: EncoderConfig) -> list[Tensor]:
-    """The studies of a batch, each [N, 1, D, H, W]; raises :class:`InputError` for what the encoder cannot take."""
+def check_studies(images: Studies, config: EncoderConfig) -> list[Any]:
+    """The studies of a batch, each [N, 1, D, H, W] or its patches.
+
+    Raises :class:`InputError` for what the encoder cannot take.
+    """
     if isinstance(images, Tensor) and images.ndim != 6:
         raise InputError(f"images must be [B, N, {config.in_chans}, D, H, W], got {tuple(images.shape)}")
     studies = list(images)
     if not studies:
         raise InputError("no study in the batch")
     for study in studies:
+        if isinstance(study, Patches):
+            if study.tokens.ndim != 2 or study.tokens.shape[1] != config.embed_dim or not len(study):
+                raise InputError(f"patches must be tokens [T, {config.embed_dim}] of at least one scan")
+            continue
         shape = tuple(study.shape)
         if study.ndim != 5 or shape[1] != config.in_chans:
             raise InputError(f"a study must be [N, {config.in_chans}, D, H, W], got {shape}")

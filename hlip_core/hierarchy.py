@@ -77,6 +77,11 @@ class Groups:
             start = runs[-1].stop
         return tuple(runs)
 
+    @cached_property
+    def run_rows(self) -> list[int]:
+        """Rows of each run; the packed tokens are split by it, since the gradient of many slices costs their square."""
+        return [run.count * run.length for run in self.runs]
+
 
 class Hierarchy:
     """The groups of a batch at each level.

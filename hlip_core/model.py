@@ -82,11 +82,9 @@ class VisualTower(nn.Module):
         if config.encoder.num_registers:
             self.report_head = Projection(config.encoder.num_features, config.embed_dim)
 
-    def forward(
-        self, images: Studies, *, head: Head = "sentence", scan_index: Any = None, air: float | None = None
-    ) -> Tensor:
-        """Studies as :class:`Encoder` takes them to vectors [B, E] (not of unit length)."""
-        return self.project(self.trunk.forward_prefix(images, scan_index=scan_index, air=air), head)
+    def forward(self, images: Studies, *, head: Head = "sentence", **options: Any) -> Tensor:
+        """Studies as :class:`Encoder` takes them to vectors [B, E] (not of unit length); options of its forward."""
+        return self.project(self.trunk.forward_prefix(images, **options), head)
 
     def project(self, features: Tensor, head: Head = "sentence") -> Tensor:
         """Features of the prefix tokens [B, P, num_features] to vectors [B, E]."""

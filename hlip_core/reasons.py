@@ -39,6 +39,7 @@ class Reason(StrEnum):
     TOO_LARGE = "too_large"
     OVER_LIMIT = "over_limit"
     CRASHED = "crashed"
+    REMOVED = "removed"
 
     @property
     def sentence(self) -> str:
@@ -86,4 +87,7 @@ REASONS: dict[Reason, ReasonRow] = {
     Reason.TOO_LARGE: ReasonRow("defect", "The images are larger than the limit."),
     Reason.OVER_LIMIT: ReasonRow("defect", "The study has more scans than the limit; this one was left out."),
     Reason.CRASHED: ReasonRow("defect", "The analysis of the series failed repeatedly."),
+    Reason.REMOVED: ReasonRow(
+        "defect", "Images of the series are no longer kept here, so it could not be analysed again."
+    ),
 }

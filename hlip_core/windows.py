@@ -12,7 +12,7 @@ from hlip_core.preprocessing import WINDOWS, Preprocessing, Window
 from hlip_core.resample import centre_fit, normalise
 from hlip_core.volume import PreparedScan
 
-__all__ = ["WINDOWS", "Window", "display", "model_scans", "prepared_voxel"]
+__all__ = ["WINDOWS", "Window", "display", "model_scan", "model_scans", "prepared_voxel"]
 
 
 def model_scans(prepared: PreparedScan, spec: Preprocessing) -> np.ndarray:
@@ -25,8 +25,12 @@ def model_scans(prepared: PreparedScan, spec: Preprocessing) -> np.ndarray:
     if prepared.preprocessing_digest != spec.digest:
         raise InputError(f"prepared by {prepared.preprocessing}, not by this {spec.name}")
     cropped = centre_fit(prepared.voxels, (spec.crop, spec.crop))
-    scans = [normalise(_unit(cropped, WINDOWS[name]), spec) for name in spec.windows]
-    return np.stack(scans)[:, None]
+    return np.stack([model_scan(cropped, name, spec) for name in spec.windows])
+
+
+def model_scan(cropped: np.ndarray, window: str, spec: Preprocessing) -> np.ndarray:
+    """float32 [1, D, crop, crop]: prepared voxels, already cropped, through one window, normalised."""
+    return normalise(_unit(cropped, WINDOWS[window]), spec)[None]
 
 
 def _unit(values: np.ndarray, window: Window) -> np.ndarray:

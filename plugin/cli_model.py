@@ -186,9 +186,10 @@ def calibrate(
     Findings that too few studies show, or that the scores do not separate, stay uncalibrated, with the reason. Use
     studies of your own site that were not used for training.
     """
+    from hlip_core.calibration_findings import fit_findings
     from hlip_core.calibration_fit import Target
     from hlip_core.making import replace_calibrations
-    from plugin.labelled import fit_findings, read_truth, study_vectors
+    from plugin.labelled import read_truth, study_vectors
 
     target = Target(sensitivity, specificity) if sensitivity is not None or specificity is not None else None
     bundle = load_bundle(path)

@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import typer
 
+from trainer.bundling import bundle
+from trainer.cohort.command import cohort
+from trainer.evaluation.command import evaluate
 from trainer.phantom.command import phantom
+from trainer.pretrain import pretrain
 
 app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode="markdown",
+    pretty_exceptions_show_locals=False,
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Train an HLIP encoder on the studies and reports of an archive. Research software, not a medical device.",
 )
 app.command()(phantom)
-
-
-@app.callback()
-def _commands() -> None:
-    """Keeps `phantom` a subcommand even while it is the only one."""
+app.command()(cohort)
+app.command()(pretrain)
+app.command()(bundle)
+app.command()(evaluate)
 
 
 def main() -> None:

@@ -1,0 +1,1 @@
+"""Evaluation as published: zero-shot scores, with intervals, on cohorts and on public test sets."""
