@@ -1,6 +1,6 @@
 # make demo    a head CT becomes a report, on this machine      make demo STUDY=DIR  PACS=http://host/dicom-web
 # make test    what CI runs: checks, then the tests               make test-full       the long suites too
-# make check   lint, format, types, layers                        make bench [ONLY=encoder]
+# make check   lint, format, types, layers, dependencies          make bench [ONLY=encoder]
 #
 # The first call makes the environment .venv: 6 GB with PyTorch's CUDA builds. Without a GPU take the CPU builds
 # (far smaller) by naming PyTorch's CPU package index:  make demo TORCH_INDEX=<its address, see README.md>
@@ -40,6 +40,7 @@ check: $(READY)
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/pip check
 
 bench: $(READY)
 	$(BIN)/python deploy/bench/__main__.py $(ONLY)

@@ -10,7 +10,10 @@ wanted() {
     command -v dciodvfy >/dev/null || echo dicom3tools
     command -v chromium >/dev/null || echo chromium
     command -v npm >/dev/null || echo npm
+    command -v strace >/dev/null || echo strace
     ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || echo postgresql
+    [ -e /usr/lib/rabbitmq/bin/rabbitmq-server ] || echo rabbitmq-server
+    command -v redis-server >/dev/null || echo redis-server
 }
 
 missing=$(wanted | tr '\n' ' ')

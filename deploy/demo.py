@@ -92,6 +92,7 @@ def settings(pacs: str) -> dict[str, str]:
     chosen = {
         "HLIP_SPOOL__FOLDER": str(HERE / "data"),
         "HLIP_LISTENER__PORT": str(port),
+        "HLIP_WEB__PORT": "0",
         "HLIP_SETTLE__SERIES_QUIET_SECONDS": "1",
         "HLIP_SETTLE__STUDY_QUIET_SECONDS": "3",
         "HLIP_THRESHOLDS": json.dumps(dict.fromkeys(labels, THRESHOLD)),

@@ -1,4 +1,4 @@
-"""From files to prepared scans, from prepared scans to result objects: the one way of workers and `hlip analyze`."""
+"""From prepared scans to result objects: the one way of workers and `hlip analyze`."""
 
 import hashlib
 import json
@@ -11,67 +11,17 @@ from typing import TYPE_CHECKING
 
 from pydicom import Dataset, dcmread
 
-from hlip_core.errors import Refused
-from hlip_core.headers import MALFORMED, lenient
-from hlip_core.preprocessing import Preprocessing
 from hlip_core.reasons import Reason
-from hlip_core.scope import screen
-from hlip_core.volume import PreparedScan, open_series, prepare
+from hlip_core.volume import PreparedScan
 from plugin.lifecycle import SeriesState
 from plugin.pictures import ImagePath, with_pictures
 from plugin.results import SeriesFate, StudyReport, build_results, to_bytes
-from plugin.routing import route
-from plugin.settings import ResultsSettings, RoutingRule
+from plugin.settings import ResultsSettings
 from plugin.spool import write_durably
 from plugin.study import SeriesView, StudyView
 
 if TYPE_CHECKING:
     from hlip_core.bundle import Assessment, Bundle
-
-HEADER_GROUPS = frozenset({0x0002, 0x0008, 0x0010, 0x0012, 0x0018, 0x0020, 0x0032, 0x0038, 0x0040})
-
-
-# ---- one series --------------------------------------------------------------------------------------------
-
-
-def prepare_series(
-    paths: Sequence[Path],
-    spec: Preprocessing,
-    rules: Sequence[RoutingRule],
-    *,
-    prepared_path: Path,
-    header_path: Path,
-) -> PreparedScan:
-    """Prepare one series and keep the scan, and the header that results will copy the patient and study from.
-
-    Raises:
-        Refused: with the reason why this series is not analysed.
-    """
-    with lenient():
-        datasets = open_series(paths)
-        keep_header(datasets[0], header_path)
-        screen(datasets, spec)
-        if route(datasets[0], rules) is None:
-            raise Refused(Reason.NOT_ROUTED)
-        scan = prepare(datasets, spec)
-    scan.save(prepared_path)
-    return scan
-
-
-def keep_header(dataset: Dataset, path: Path) -> None:
-    """Write a header without pixels, private elements and functional groups; a broken one is not kept."""
-    header = Dataset()
-    for element in dataset.elements():
-        if element.tag.group in HEADER_GROUPS:
-            header[element.tag] = element
-    implicit, little_endian = dataset.original_encoding
-    header.set_original_encoding(implicit, little_endian, dataset.original_character_set)
-    header.file_meta = dataset.file_meta
-    try:
-        header.save_as(path, enforce_file_format=True)
-    except MALFORMED:
-        path.unlink(missing_ok=True)
-
 
 # ---- one study ---------------------------------------------------------------------------------------------
 
@@ -186,10 +136,16 @@ def check_patient(study: StudyView) -> None:
 
 
 def check_scope(fate_rows: Sequence[SeriesFate]) -> None:
-    """Raises NothingToSay where nothing was prepared and nothing should have been."""
-    if any(fate.state == "prepared" or (fate.reason and fate.reason.kind == "defect") for fate in fate_rows):
-        return
+    """Raises NothingToSay where nothing was prepared and nothing should have been, or could have been any more.
+
+    A study whose images were removed keeps what was said of it, unless there is something new to say.
+    """
     reasons = [fate.reason for fate in fate_rows if fate.reason is not None]
+    defects = {reason for reason in reasons if reason.kind == "defect"}
+    if len(reasons) < len(fate_rows) or defects - {Reason.REMOVED}:
+        return
+    if defects:
+        raise NothingToSay(Reason.REMOVED)
     raise NothingToSay(max(reasons, key=reasons.count) if reasons else Reason.NON_IMAGE)
 
 

@@ -2,14 +2,22 @@
 
 import hashlib
 import io
+import os
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, cast
 
-from pydicom import Dataset, dcmread
+from pydicom import Dataset
+from pydicom.dataelem import RawDataElement
+from pydicom.filereader import read_partial
+from pydicom.tag import BaseTag, Tag
 
 from hlip_core import headers
 from hlip_core.files import BoundedFile
+from plugin.elements import ENCODINGS, WINDOW, Encoding, Header, find, uid
+from plugin.part10 import NoPart10, read_meta
 from plugin.sop_classes import CONTENT, OTHER_IMAGES
 from plugin.spool import check_uid, dataset_digest
 
@@ -18,6 +26,16 @@ KEYWORDS = (
     "SeriesNumber", "SeriesDescription", "StudyDescription", "StudyDate", "AccessionNumber", "PatientID",
     "IssuerOfPatientID", "PatientName", "PatientBirthDate", "PatientAge", "BodyPartExamined",
 )  # fmt: skip
+
+_TAGS = frozenset(int(Tag(keyword)) for keyword in KEYWORDS)
+_IDENTITY = {
+    keyword: int(Tag(keyword)) for keyword in ("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID")
+}
+Kind = tuple[bytes | None, ...]
+_KIND = sorted(_TAGS - {_IDENTITY["SOPInstanceUID"]})
+_BEHIND_ALL = range(0x3000, 0x7FE1)  # groups that none of them is in or behind: contours, functional groups, pixels
+MOST_READS = 200_000
+"""What the full parser may ask of a header: tens of thousands of elements, some seconds. More is made to take long."""
 
 
 @dataclass(frozen=True)
@@ -29,9 +47,14 @@ class Arrival:
     series_instance_uid: str
     sop_instance_uid: str
     sop_class_uid: str
-    header: Dataset
+    elements: Header
     digest: str
     size: int
+
+    @property
+    def header(self) -> Dataset:
+        """The attributes in `KEYWORDS`."""
+        return self.elements.dataset
 
     @property
     def is_content(self) -> bool:
@@ -47,10 +70,19 @@ class Arrival:
         identity = f"{self.text('PatientID')}\n{self.text('IssuerOfPatientID')}"
         return hashlib.sha256(identity.encode()).hexdigest()
 
+    @cached_property
+    def kind(self) -> Kind:
+        """All that the header says, undecoded, without the instance's own UID: the same for the slices of a series."""
+        found = self.elements.found
+        return tuple(found[tag].value if tag in found else None for tag in _KIND)
+
     def text(self, keyword: str, limit: int = 1024) -> str:
-        """An attribute as text that any database takes: no NUL, no lone surrogates, bounded; "" where absent."""
-        value = headers.text(self.header, keyword).replace("\0", "").strip()
-        return value.encode("utf-8", "replace").decode()[:limit]
+        """An attribute as text that any database and terminal takes, bounded; "" where absent.
+
+        A control character, a mark that turns the direction of writing or a lone surrogate becomes a blank.
+        """
+        value = headers.text(self.header, keyword)
+        return "".join(c if c.isprintable() else " " for c in value).strip()[:limit]
 
     @property
     def series_number(self) -> int | None:
@@ -58,12 +90,93 @@ class Arrival:
         return number if number is not None and abs(number) < 2**31 else None
 
 
+def _walk(head: bytes, *, whole: bool) -> Header | None:
+    """The attributes in `KEYWORDS` from a Part 10 file's first bytes; None where only a full parser can tell."""
+    try:
+        meta = read_meta(head)
+    except NoPart10:
+        return None
+    encoding = ENCODINGS.get(meta.transfer_syntax_uid)
+    if encoding is None:
+        return None
+    found = find(head[meta.end :], encoding, _TAGS, whole=whole)
+    return None if found is None else Header(found, encoding)
+
+
+def read_elements(source: BinaryIO) -> Header:
+    """The attributes in `KEYWORDS` of a Part 10 file. Raises what pydicom raises on a broken one."""
+    head = source.read(WINDOW)
+    return _walk(head, whole=len(head) < WINDOW) or _parse(source)
+
+
+class _Bounded:
+    """A file under the full parser, which would read a header for hours and inflate a data set to any size."""
+
+    def __init__(self, source: BinaryIO) -> None:
+        source.seek(0)
+        self._read, self.seek, self.tell = source.read, source.seek, source.tell
+        self._left = MOST_READS
+
+    def read(self, size: int = -1) -> bytes:
+        self._left -= 1
+        if self._left < 0:
+            raise ValueError("a header that does not end")
+        if size < 0:  # all that is left: it is asked for only in order to inflate it
+            raise ValueError("a deflated data set with a strange header")
+        return self._read(size)
+
+
+def _parse(source: BinaryIO) -> Header:
+    bounded = cast(BinaryIO, _Bounded(source))
+    dataset = read_partial(bounded, lambda tag, vr, length: tag.group in _BEHIND_ALL, specific_tags=sorted(_TAGS))
+    found = {tag: _raw(dataset, tag) for tag in _TAGS if tag in dataset}
+    return Header(found, Encoding(), dataset)
+
+
+def _raw(dataset: Dataset, tag: int) -> RawDataElement:
+    """An element as it stands in the file; of what pydicom has decoded already (SpecificCharacterSet) the text."""
+    element = dataset.get_item(tag)
+    if isinstance(element, RawDataElement):
+        return element
+    value = str(element.value).encode()
+    return RawDataElement(BaseTag(tag), element.VR, len(value), value, 0, False, True)
+
+
 def read_header(source: Path | BinaryIO) -> Dataset:
     """The attributes in `KEYWORDS` of a Part 10 file. Raises what pydicom raises on a broken one."""
     if isinstance(source, Path):
         with BoundedFile(source) as file:
             return read_header(file)
-    return dcmread(source, stop_before_pixels=True, specific_tags=list(KEYWORDS))
+    return read_elements(source).dataset
+
+
+@dataclass(frozen=True)
+class Identity:
+    """What tells an instance from all others, and says where it belongs."""
+
+    sop_class_uid: str
+    sop_instance_uid: str
+    study_instance_uid: str
+    series_instance_uid: str
+
+    @classmethod
+    def from_elements(cls, found: Mapping[int, RawDataElement]) -> "Identity":
+        """Raises plugin.spool.UnsafeUid: one of the UIDs cannot be one."""
+        return cls(*(check_uid(uid(found, tag), keyword) for keyword, tag in _IDENTITY.items()))
+
+
+def find_identity(content: bytes, transfer_syntax_uid: str, *, whole: bool) -> Identity | None:
+    """The identity from the beginning of a data set; None where only a full parser can tell.
+
+    Raises:
+        plugin.spool.UnsafeUid: one of its UIDs cannot be one.
+    """
+    encoding = ENCODINGS.get(transfer_syntax_uid)
+    if encoding is None:
+        return None
+    # of a deflated one all, since the full parser will not be asked for the rest
+    found = find(content, encoding, _TAGS if encoding.deflated else frozenset(_IDENTITY.values()), whole=whole)
+    return None if found is None else Identity.from_elements(found)
 
 
 def check_instance(part10: bytes) -> tuple[Dataset, str, str]:
@@ -72,11 +185,9 @@ def check_instance(part10: bytes) -> tuple[Dataset, str, str]:
     Raises:
         plugin.spool.UnsafeUid: one of its UIDs cannot be one.
     """
-    header = read_header(io.BytesIO(part10))
-    check_uid(header.get("SOPInstanceUID"), "SOPInstanceUID")
-    check_uid(header.get("SOPClassUID"), "SOPClassUID")
-    study = check_uid(header.get("StudyInstanceUID"), "StudyInstanceUID")
-    return header, study, check_uid(header.get("SeriesInstanceUID"), "SeriesInstanceUID")
+    header = read_elements(io.BytesIO(part10))
+    identity = Identity.from_elements(header.found)
+    return header.dataset, identity.study_instance_uid, identity.series_instance_uid
 
 
 def read_arrival(path: Path) -> Arrival:
@@ -85,14 +196,21 @@ def read_arrival(path: Path) -> Arrival:
     Raises:
         plugin.spool.UnsafeUid: one of its UIDs cannot be one.
     """
-    header = read_header(path)
-    return Arrival(
-        path=path,
-        study_instance_uid=check_uid(header.get("StudyInstanceUID"), "StudyInstanceUID"),
-        series_instance_uid=check_uid(header.get("SeriesInstanceUID"), "SeriesInstanceUID"),
-        sop_instance_uid=check_uid(header.get("SOPInstanceUID"), "SOPInstanceUID"),
-        sop_class_uid=check_uid(header.get("SOPClassUID"), "SOPClassUID"),
-        header=header,
-        digest=dataset_digest(path),
-        size=path.stat().st_size,
-    )
+    with path.open("rb", buffering=0) as file:
+        head = file.read(WINDOW)
+        size = os.fstat(file.fileno()).st_size
+        elements = _walk(head, whole=len(head) == size)
+        if elements is None:
+            with BoundedFile(path) as bounded:
+                elements = _parse(bounded)
+        identity = Identity.from_elements(elements.found)
+        return Arrival(
+            path=path,
+            study_instance_uid=identity.study_instance_uid,
+            series_instance_uid=identity.series_instance_uid,
+            sop_instance_uid=identity.sop_instance_uid,
+            sop_class_uid=identity.sop_class_uid,
+            elements=elements,
+            digest=dataset_digest(file),
+            size=size,
+        )

@@ -4,6 +4,7 @@ import fcntl
 import logging
 import subprocess
 import sys
+from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
@@ -16,9 +17,14 @@ from plugin.settings import LogSettings, Settings
 from plugin.spool import Spool
 
 if TYPE_CHECKING:
+    from ssl import SSLContext
+
     from hlip_core.bundle import Bundle
+    from plugin.audit import Trail
     from plugin.delivery import Outbox
+    from plugin.handover import Service
     from plugin.index.database import Database
+    from plugin.sandbox import Sandbox
 
 UNTRAINED = "untrained"
 
@@ -59,7 +65,11 @@ class Plugin:
     @cached_property
     def spool(self) -> Spool:
         spool = self.settings.spool
-        return Spool(spool.folder, min_free_gigabytes=spool.min_free_gigabytes)
+        return Spool(
+            spool.folder,
+            min_free_gigabytes=spool.min_free_gigabytes,
+            worker_min_free_gigabytes=spool.worker_min_free_gigabytes,
+        )
 
     @cached_property
     def database(self) -> "Database":
@@ -67,11 +77,64 @@ class Plugin:
 
         return Database(self.settings.index_url, lock=self.spool / "index.lock")
 
+    @property
+    def services(self) -> "list[Service]":
+        """What the listener offers besides storage and verification."""
+        if not self.settings.commitment.enabled:
+            return []
+        from plugin import commitment
+
+        return [commitment.service(self.settings.commitment, self.spool)]
+
+    def reporting_commitment(self) -> AbstractContextManager[None]:
+        """Answers to requests for storage commitment, in the background of the block, where they are taken."""
+        settings = self.settings
+        if not settings.commitment.enabled:
+            return nullcontext()
+        from plugin.commitment import Reporter
+
+        reporter = Reporter(settings.commitment, self.spool, self.database, calling_ae_title=settings.listener.ae_title)
+        return reporter.in_background()
+
     @cached_property
     def outbox(self) -> "Outbox":
         from plugin.delivery import Outbox
 
         return Outbox.from_settings(self.settings)
+
+    @cached_property
+    def audit(self) -> "Trail":
+        from plugin.audit import Trail
+
+        return Trail(self.settings.audit, self.spool / "audit", ae_title=self.settings.listener.ae_title)
+
+    @property
+    def ssl_context(self) -> "SSLContext | None":
+        """The listener's, where the settings name a certificate. Raises plugin.tls.TlsError."""
+        from plugin import tls
+
+        settings = self.settings.listener
+        if not settings.tls_certificate:
+            return None
+        return tls.server_context(settings, require_certificate=settings.tls_require_certificate)
+
+    def check_certificates(self) -> None:
+        """Raises plugin.tls.TlsError where a file that the settings name for TLS cannot be used."""
+        from plugin import tls
+
+        _ = self.ssl_context
+        for files in (*self.settings.destinations, self.settings.audit):
+            if files.tls_ca or files.tls_certificate:
+                tls.client_context(files)
+
+    @cached_property
+    def sandbox(self) -> "Sandbox":
+        from plugin.sandbox import Sandbox
+
+        workers = self.settings.workers
+        return Sandbox(
+            memory_gigabytes=workers.prepare_memory_gigabytes, timeout_seconds=workers.prepare_timeout_seconds
+        )
 
     @cached_property
     def bundle(self) -> "Bundle":
@@ -102,7 +165,7 @@ class Plugin:
             fcntl.flock(lock, fcntl.LOCK_EX)
             if not path.is_dir():
                 make = "import sys; from hlip_core.bundle import write_untrained_bundle as w; w(sys.argv[1])"
-                subprocess.run([sys.executable, "-c", make, str(path)], check=True)
+                subprocess.run([sys.executable, "-P", "-c", make, str(path)], check=True)
         return path
 
     @cached_property

@@ -1,6 +1,7 @@
 """The command `hlip`."""
 
 import json
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -54,6 +55,7 @@ def _plugin_with_index(config: Path | None) -> Plugin:
 
 
 def _plugin(config: Path | None) -> Plugin:
+    os.umask(0o077)  # what is written here names patients: it is for its owner only
     plugin = Plugin(load_settings(config))
     configure(plugin.settings.log)
     return plugin
@@ -61,7 +63,7 @@ def _plugin(config: Path | None) -> Plugin:
 
 @app.command()
 def serve(config: Config = None) -> None:
-    """Run everything on this machine: listener, scheduler and workers, one process each.
+    """Run everything on this machine: listener, scheduler, workers and web server, one process each.
 
     Needs no database server and no broker. Ctrl-C or SIGTERM stops it; whatever was acknowledged is kept, and
     work that was under way is taken up at the next start.
@@ -81,6 +83,19 @@ def listen(config: Config = None) -> None:
 
     roles.die_with_parent()
     roles.listen(_plugin(config))
+
+
+@app.command()
+def web(config: Config = None) -> None:
+    """Run the web server alone: STOW-RS (POST /dicom-web/studies) into the spool, and /healthz.
+
+    STOW-RS needs no database and no broker. On 127.0.0.1:8080 it serves this machine; for others set `web.host` and a
+    `web.stow_token`, which senders show as `Authorization: Bearer TOKEN`.
+    """
+    from plugin import roles
+
+    roles.die_with_parent()
+    roles.web(_plugin(config))
 
 
 @app.command()
@@ -228,6 +243,44 @@ def withdraw(
 
 
 @app.command()
+def clean(
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Remove nothing, only show what would go.")] = False,
+    older_than: Annotated[
+        float | None,
+        typer.Option(help="Days, in place of those of the settings. What they never remove is left alone.", min=0),
+    ] = None,
+    acknowledge: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="StudyInstanceUID of a study whose results will not be delivered (refused, held, sent nowhere, "
+            "given up), and which may go by its age like the others. Again for several; removes nothing now."
+        ),
+    ] = None,
+    find_orphans: Annotated[
+        bool, typer.Option("--orphans", help="Only deal with what kills or a restored index left behind.")
+    ] = False,
+    config: Config = None,
+) -> None:
+    """Remove what the rules of retention let go: settings section [retention], days since anything happened.
+
+    The scheduler does the same by itself, a study at a time. Never removed: what is not delivered, in progress,
+    committed to a sender, or given up and not acknowledged; the last lines say how many and why.
+
+    Try `hlip clean --dry-run --older-than 2` first. With --orphans, instances that the index does not know are
+    indexed again; half-written files, prepared scans and results that it does not know go once they are a day old.
+    """
+    from plugin import cli_clean
+
+    plugin = _plugin_with_index(config)
+    if acknowledge:
+        cli_clean.acknowledge(plugin, acknowledge)
+    elif find_orphans:
+        cli_clean.clean_orphans(plugin, dry_run=dry_run)
+    else:
+        cli_clean.clean(plugin, older_than=older_than, dry_run=dry_run)
+
+
+@app.command()
 def show(
     what: Annotated[str, typer.Argument(help="A Structured Report's file, or a StudyInstanceUID.")],
     as_html: Annotated[bool, typer.Option("--html", help="As a page of HTML, on standard output.")] = False,
@@ -257,6 +310,8 @@ def _current_reports(plugin: Plugin, study_instance_uid: str) -> list[Path]:
         for revision in study["revisions"]:
             if revision["current"]:
                 results = revision["results"]
+                if any(result["removed_at"] for result in results):
+                    raise ValueError("the results of this study are no longer kept here (settings: [retention])")
                 return [plugin.spool / result["path"] for result in results if result["sop_class_uid"] in reports]
     raise ValueError("neither a file nor the StudyInstanceUID of a study with results")
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from ssl import SSLContext
 from typing import Any, Protocol
 
 import requests
@@ -15,7 +16,7 @@ from pydicom import Dataset, dcmread
 from requests.adapters import HTTPAdapter
 from requests.auth import HTTPBasicAuth
 
-from plugin import dimse
+from plugin import dimse, tls
 from plugin import settings as s
 
 RETRY_HTTP = frozenset({401, 403, 404, 408, 421, 423, 425, 429})
@@ -63,20 +64,39 @@ def _judge_failure_reason(reason: int) -> None:
     raise Refused(f"refused (0x{reason:04X})")
 
 
-class _Timeout(HTTPAdapter):
-    def __init__(self, seconds: float) -> None:
+class _Adapter(HTTPAdapter):
+    """With a timeout for every request, and where there is a TLS `context`, with that and nothing else trusted."""
+
+    def __init__(self, seconds: float, context: SSLContext | None) -> None:
         self._seconds = seconds
+        self._tls: dict[str, Any] = {}
+        if context is not None:
+            self._tls = {"ssl_context": context, "assert_hostname": None if context.check_hostname else False}
         super().__init__()
+
+    def init_poolmanager(self, connections: int, maxsize: int, block: bool = False, **kwargs: Any) -> None:
+        super().init_poolmanager(connections, maxsize, block, **kwargs, **self._tls)
+
+    def proxy_manager_for(self, proxy: str, **kwargs: Any) -> Any:
+        return super().proxy_manager_for(proxy, **kwargs, **self._tls)
+
+    def cert_verify(self, conn: Any, url: str, verify: Any, cert: Any) -> None:
+        if not self._tls:  # else requests would add the public authorities to the context's own
+            super().cert_verify(conn, url, verify, cert)
 
     def send(self, request: Any, **kwargs: Any) -> requests.Response:  # type: ignore[override]
         kwargs["timeout"] = self._seconds
+        if self._tls:
+            kwargs["verify"] = True  # not by the authority of a variable such as REQUESTS_CA_BUNDLE
         return super().send(request, **kwargs)
 
 
 def _session(settings: s.Destination, timeout_seconds: float) -> requests.Session:
     """With the destination's credentials."""
     session = requests.Session()
-    adapter = _Timeout(timeout_seconds)
+    own = settings.tls_ca or settings.tls_certificate or not settings.tls_check_hostname
+    context = tls.client_context(settings, check_hostname=settings.tls_check_hostname) if own else None
+    adapter = _Adapter(timeout_seconds, context)
     session.mount("http://", adapter)
     session.mount("https://", adapter)
     if settings.user:
@@ -126,6 +146,7 @@ class DimseDestination:
             ae_title=settings.ae_title,
             calling_ae_title=calling_ae_title,
             timeout_seconds=timeout_seconds,
+            tls=tls.client_context(settings, check_hostname=settings.tls_check_hostname) if settings.tls else None,
         )
 
     def store(self, path: Path) -> None:

@@ -1,14 +1,16 @@
-"""DIMSE as a user (SCU): C-ECHO and C-STORE to a peer (PS3.7 sections 9.1.1 and 9.1.5)."""
+"""DIMSE to a peer: C-ECHO and C-STORE as user (PS3.7 sections 9.1.1 and 9.1.5), N-EVENT-REPORT as provider (10.1.1)."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from ssl import SSLContext
 
 from pydicom import Dataset, dcmread
 from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
-from pynetdicom import AE
+from pynetdicom import AE, build_role
 from pynetdicom.association import Association
+from pynetdicom.pdu_primitives import SCP_SCU_RoleSelectionNegotiation
 from pynetdicom.presentation import PresentationContext, build_context
 from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]
 
@@ -23,22 +25,26 @@ class PeerRefused(Exception):
 
 @dataclass(frozen=True)
 class Peer:
-    """A DICOM node."""
+    """A DICOM node; with a `tls` context it is spoken to over TLS."""
 
     host: str
     port: int
     ae_title: str
     calling_ae_title: str = "HLIP"
     timeout_seconds: float = 60
+    tls: SSLContext | None = None
 
 
 @contextmanager
-def _association(peer: Peer, contexts: list[PresentationContext]) -> Iterator[Association]:
+def _association(
+    peer: Peer, contexts: list[PresentationContext], roles: Sequence[SCP_SCU_RoleSelectionNegotiation] = ()
+) -> Iterator[Association]:
     """An association, established or not, released at the end; its socket is closed in any case."""
     ae = AE(ae_title=peer.calling_ae_title)
     ae.requested_contexts = contexts
     ae.acse_timeout = ae.dimse_timeout = ae.network_timeout = ae.connection_timeout = peer.timeout_seconds
-    association = ae.associate(peer.host, peer.port, ae_title=peer.ae_title)
+    tls_args = (peer.tls, peer.host) if peer.tls is not None else None
+    association = ae.associate(peer.host, peer.port, ae_title=peer.ae_title, ext_neg=list(roles), tls_args=tls_args)
     try:
         yield association
     finally:
@@ -75,7 +81,8 @@ def send(paths: Iterable[Path], peer: Peer) -> Iterator[tuple[Path, int]]:
     headers = [dcmread(path, stop_before_pixels=True, specific_tags=["SOPClassUID"]) for path in paths]
     with _association(peer, _contexts_for(headers)) as association:
         if not association.is_established:
-            raise PeerUnavailable(f"no association with {peer.ae_title} at {peer.host}:{peer.port}")
+            over = " over TLS" if peer.tls is not None else ""
+            raise PeerUnavailable(f"no association with {peer.ae_title} at {peer.host}:{peer.port}{over}")
         for path in paths:
             try:
                 status = association.send_c_store(path)
@@ -84,3 +91,25 @@ def send(paths: Iterable[Path], peer: Peer) -> Iterator[tuple[Path, int]]:
             if "Status" not in status:
                 raise PeerUnavailable(f"the association with {peer.ae_title} broke")
             yield path, int(status.Status)
+
+
+def report_event(
+    peer: Peer, *, sop_class_uid: str, sop_instance_uid: str, event_type: int, information: Dataset
+) -> int:
+    """N-EVENT-REPORT as the provider of a SOP class, on an association of its own; the response's status.
+
+    Raises:
+        PeerUnavailable: no association, or it broke before the response.
+        PeerRefused: the peer does not take the role of the user (PS3.7 section D.3.3.4).
+    """
+    contexts, roles = [build_context(sop_class_uid)], [build_role(sop_class_uid, scp_role=True)]
+    with _association(peer, contexts, roles) as association:
+        if not association.is_established:
+            raise PeerUnavailable(f"no association with {peer.ae_title} at {peer.host}:{peer.port}")
+        try:
+            status, _ = association.send_n_event_report(information, event_type, sop_class_uid, sop_instance_uid)
+        except ValueError as error:  # pynetdicom: no accepted presentation context
+            raise PeerRefused(f"{peer.ae_title} does not take events of this class") from error
+        if "Status" not in status:
+            raise PeerUnavailable(f"the association with {peer.ae_title} broke")
+        return int(status.Status)

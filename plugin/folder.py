@@ -4,11 +4,13 @@ import json
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from hlip_core.errors import Refused
 from hlip_core.headers import MALFORMED
+from hlip_core.reasons import Reason
 from hlip_core.volume import PreparedScan
 from plugin.analysis import (
     Analysis,
@@ -17,13 +19,14 @@ from plugin.analysis import (
     check_patient,
     check_scope,
     fates,
-    prepare_series,
     read_source,
     write_files,
 )
 from plugin.arrival import Arrival, read_arrival
 from plugin.bootstrap import Plugin
 from plugin.lifecycle import SeriesState
+from plugin.preparation import Job
+from plugin.sandbox import Died
 from plugin.study import InstanceView, SeriesView, StudyView
 
 Progress = Callable[[str, int, int], None]
@@ -99,9 +102,10 @@ def analyse_folder(
 ) -> Iterator[Outcome]:
     """Analyse every study found; its objects and findings.json go to ``out/<StudyInstanceUID>/``."""
     studies, _ = read_folder(paths, progress)
-    for study_uid, arrivals in studies.items():
-        with tempfile.TemporaryDirectory(prefix="hlip-analyze-") as scratch:
-            yield _analyse(plugin, _view(study_uid, arrivals), arrivals, Path(scratch), out, device, progress)
+    with closing(plugin.sandbox):
+        for study_uid, arrivals in studies.items():
+            with tempfile.TemporaryDirectory(prefix="hlip-analyze-") as scratch:
+                yield _analyse(plugin, _view(study_uid, arrivals), arrivals, Path(scratch), out, device, progress)
 
 
 def _analyse(
@@ -156,18 +160,21 @@ def _prepare(
         return series, None
     uid = series.series_instance_uid
     headers[uid] = scratch / f"{uid}.header.dcm"
+    job = Job(
+        paths=[a.path for a in arrivals if a.series_instance_uid == uid],
+        spec=plugin.bundle.preprocessing,
+        rules=plugin.settings.routing.rules,
+        prepared_path=scratch / f"{uid}.b2nd",
+        header_path=headers[uid],
+    )
     try:
-        scan = prepare_series(
-            [a.path for a in arrivals if a.series_instance_uid == uid],
-            plugin.bundle.preprocessing,
-            plugin.settings.routing.rules,
-            prepared_path=scratch / f"{uid}.b2nd",
-            header_path=headers[uid],
-        )
+        notes = plugin.sandbox.prepare(job)
+    except Died as death:
+        return replace(series, state=SeriesState.REFUSED, reason=str(Reason.CRASHED), detail=str(death)), None
     except Refused as refusal:
         refused = replace(series, state=SeriesState.REFUSED, reason=str(refusal.reason), detail=refusal.detail)
         return refused, None
-    return replace(series, state=SeriesState.PREPARED, notes=scan.notes), scan
+    return replace(series, state=SeriesState.PREPARED, notes=notes), PreparedScan.load(job.prepared_path)
 
 
 def _write(plugin: Plugin, analysis: Analysis, folder: Path) -> None:

@@ -70,6 +70,7 @@ SERIES_STEPS = {
     "failed once": _step([_S.PREPARING], _S.READY),
     "gave up": _step([_S.READY, _S.PREPARING], _S.REFUSED),
     "retry": _step([_S.REFUSED, _S.PREPARED], _S.READY),
+    "needed again": _step([_S.PREPARED], _S.READY),
 }
 
 STUDY_STEPS = {

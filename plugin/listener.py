@@ -1,38 +1,46 @@
 """The DICOM listener: C-STORE and C-ECHO SCP (PS3.4 Annexes A and B, PS3.7 sections 9.1.1 and 9.1.5).
 
-An instance is written as it came, fsynced and renamed before 0x0000 is answered. No database, no broker and no
-decoding of pixels stand on this path.
+A thread for each connection. Negotiation is pynetdicom's (`plugin.negotiation`); an association for images is then
+served by our own loop (`plugin.association`), and one that was granted any other service, whole, by pynetdicom
+(`plugin.handover`). Both keep instances through `plugin.storage`.
 """
 
 import os
 import socket
+import ssl
+import threading
 import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 
 import structlog
 from pydicom.uid import AllTransferSyntaxes, ExplicitVRLittleEndian
-from pynetdicom import AE, evt
-from pynetdicom import _config as pynetdicom_config
-from pynetdicom.events import Event
 from pynetdicom.presentation import PresentationContext, build_context
 from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]
 
-from plugin.arrival import check_instance
-from plugin.settings import ListenerSettings
+from plugin.admission import BY_USER, PROTOCOL_VERSION_NOT_SUPPORTED, Rejection, Request, admission
+from plugin.association import PROVIDER, USER, Association
+from plugin.audit import Trail
+from plugin.audit_message import Node, StudyObjects
+from plugin.handover import Handover, Service
+from plugin.negotiation import ACCEPTED as CONTEXT_ACCEPTED
+from plugin.negotiation import Proposal
+from plugin.settings import AuditSettings, ListenerSettings
 from plugin.sop_classes import ACCEPTED
-from plugin.spool import Spool, UnsafeUid
+from plugin.spool import Spool
+from plugin.storage import Sender, Storage
+from plugin.wire import ASSOCIATE_RQ, UNEXPECTED_PDU, ProtocolError, Wire, pdu
 
 log = structlog.get_logger("hlip.listener")
 
-# PS3.4 Table B.2-1, C-STORE response status values
-SUCCESS = 0x0000
-OUT_OF_RESOURCES = 0xA700
-DOES_NOT_MATCH_SOP_CLASS = 0xA900
-CANNOT_UNDERSTAND = 0xC000
+BACKLOG = 128
+WAITING_CONNECTIONS = 16
+"""Connections beyond the associations that may be open: room to tell a peer that there are too many."""
+STALE_SECONDS = 3600.0
+STOP_SECONDS = 10.0
 
 
-def _contexts() -> list[PresentationContext]:
+def storage_contexts() -> list[PresentationContext]:
     """Every class in every transfer syntax. Of several offered in one context the first here is taken."""
     syntaxes = [ExplicitVRLittleEndian, *(uid for uid in AllTransferSyntaxes if uid != ExplicitVRLittleEndian)]
     contexts = [build_context(uid, list(syntaxes)) for uid in ACCEPTED]
@@ -45,117 +53,203 @@ class Listener:
     Args:
         settings: address, AE titles, limits and timeouts; port 0 takes a free port (see `port`).
         spool: where instances are kept.
+        services: what else is offered, such as storage commitment; pynetdicom serves associations that use them.
+        ssl_context: where given, every connection is TLS.
+        audit: told what was received, and who was turned away.
     """
 
-    def __init__(self, settings: ListenerSettings, spool: Spool) -> None:
+    def __init__(
+        self,
+        settings: ListenerSettings,
+        spool: Spool,
+        *,
+        services: Sequence[Service] = (),
+        ssl_context: ssl.SSLContext | None = None,
+        audit: Trail | None = None,
+    ) -> None:
         self._settings = settings
+        self._audit = audit or Trail(AuditSettings(), spool / "audit", ae_title=settings.ae_title)
         self._spool = spool
+        self._storage = Storage(spool, max_object_bytes=int(settings.max_object_gigabytes * 1e9))
+        self._ssl_context = ssl_context
         self._prefix = f"{socket.gethostname()}-{settings.port}-"
-        self._names: dict[int, str] = {}
-        self._sending: dict[str, dict[str, str]] = {}
+        own = storage_contexts()
+        self._contexts = [*own, *(context for service in services for context in service.contexts)]
+        self._own = frozenset(context.abstract_syntax for context in own)
+        self._handover = Handover(settings, self._storage, self._contexts, services)
         self.port = settings.port
-        self._ae = self._application_entity()
-        self._server: object | None = None
+        self._server: socket.socket | None = None
+        self._acceptor: threading.Thread | None = None
+        self._lock = threading.Lock()
+        self._connections: dict[threading.Thread, socket.socket] = {}
+        self._num_open = 0
+        self._stopping = threading.Event()
 
-    def _application_entity(self) -> AE:
-        settings = self._settings
-        ae = AE(ae_title=settings.ae_title)
-        ae.supported_contexts = _contexts()
-        ae.maximum_pdu_size = settings.max_pdu_length
-        ae.maximum_associations = settings.max_associations
-        ae.network_timeout = ae.dimse_timeout = ae.acse_timeout = settings.network_timeout_seconds or None
-        ae.require_called_aet = settings.check_called_ae_title
-        ae.require_calling_aet = list(settings.calling_ae_titles)
-        return ae
+    @property
+    def _timeout(self) -> float | None:
+        return self._settings.network_timeout_seconds or None
 
     def start(self) -> None:
         """Listen in the background. Raises OSError where the address cannot be bound."""
-        pynetdicom_config.LOG_HANDLER_LEVEL = "none"
         self._spool.close_all_associations(self._prefix)
+        if swept := self._spool.sweep_incoming(older_than_seconds=STALE_SECONDS):
+            log.info("swept away what was not finished", files=swept)
         settings = self._settings
-        handlers = [
-            (evt.EVT_ESTABLISHED, self._on_established),
-            (evt.EVT_CONN_CLOSE, self._on_closed),
-            (evt.EVT_C_STORE, self._on_c_store),
-            (evt.EVT_C_ECHO, self._on_c_echo),
-        ]
-        server = self._ae.start_server(
-            (settings.host, settings.port), block=False, evt_handlers=handlers  # type: ignore[arg-type]
-        )  # fmt: skip
-        self._server = server
-        self.port = server.socket.getsockname()[1]  # type: ignore[union-attr]
+        family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+        self._server = socket.create_server((settings.host, settings.port), family=family, backlog=BACKLOG)
+        self.port = self._server.getsockname()[1]
+        self._acceptor = threading.Thread(target=self._accept, name="listener", daemon=True)
+        self._acceptor.start()
         log.info("listening", ae_title=settings.ae_title, host=settings.host, port=self.port)
 
     def stop(self) -> None:
         """Abort what is open and close the port; what was acknowledged lies in the spool."""
-        self._ae.shutdown()
+        self._stopping.set()
+        if self._server is not None and self._acceptor is not None:
+            with suppress(OSError):
+                self._server.shutdown(socket.SHUT_RDWR)
+            self._acceptor.join(STOP_SECONDS)
+            self._server.close()
+        self._handover.abort()
+        with self._lock:
+            connections = dict(self._connections)
+        for connection in connections.values():
+            with suppress(OSError):  # past any TLS: a thread that waits sees the end, and aborts by itself
+                socket.socket.shutdown(connection, socket.SHUT_RD)
+        for thread in connections:
+            thread.join(STOP_SECONDS)
         self._spool.close_all_associations(self._prefix)
 
-    # ---- association's events ------------------------------------------------------------------------
+    # ---- connections -----------------------------------------------------------------------------------
 
-    def _on_established(self, event: Event) -> None:
-        name = f"{self._prefix}{os.getpid()}-{uuid.uuid4().hex}"
-        self._names[id(event.assoc)] = name
-        self._sending[name] = {}
-        self._spool.open_association(name)
+    def _accept(self) -> None:
+        assert self._server is not None
+        while not self._stopping.is_set():
+            try:
+                connection, address = self._server.accept()
+            except OSError:  # stopped, or out of handles
+                self._stopping.wait(0.1)
+                continue
+            if len(self._connections) >= self._settings.max_associations + WAITING_CONNECTIONS:
+                log.warning("connection closed", cause="too many connections", address=address[0])
+                connection.close()
+                continue
+            thread = threading.Thread(target=self._serve, args=(connection, address[0]), daemon=True)
+            with self._lock:
+                self._connections[thread] = connection
+            try:
+                thread.start()
+            except RuntimeError:  # the system gives no more threads
+                log.error("connection closed", cause="no thread for it", address=address[0])
+                with self._lock:
+                    del self._connections[thread]
+                connection.close()
 
-    def _on_closed(self, event: Event) -> None:
-        name = self._names.pop(id(event.assoc), None)
-        if name is not None:
-            self._sending.pop(name, None)
-            self._spool.close_association(name)
-
-    def _on_c_echo(self, event: Event) -> int:
-        return SUCCESS
-
-    def _on_c_store(self, event: Event) -> int:
-        """Keep the instance, then answer; a refusal leaves nothing behind."""
-        if not self._spool.has_room():
-            log.error("refused", status="0xA700", cause="the spool's disk is nearly full")
-            return OUT_OF_RESOURCES
+    def _serve(self, connection: socket.socket, address: str) -> None:
+        """One connection, from its first byte to its last."""
         try:
-            return self._keep(event)
-        except UnsafeUid as error:
-            log.warning("refused", status="0xA900", cause=str(error))
-            return DOES_NOT_MATCH_SOP_CLASS
+            connection.settimeout(self._timeout)
+            if self._ssl_context is not None:
+                connection = self._ssl_context.wrap_socket(connection, server_side=True)
+                with self._lock:
+                    self._connections[threading.current_thread()] = connection
+            wire = Wire(
+                connection,
+                max_pdu_length=self._settings.max_pdu_length,
+                timeout_seconds=self._timeout,
+                stopping=self._stopping,
+            )
+            self._negotiate(wire, address)
+        except ssl.SSLError as error:
+            cause = f"TLS: {error.reason or type(error).__name__}"
+            log.warning("connection refused", address=address, cause=cause)
+            self._audit.turned_away(Node("", address), cause)
         except OSError as error:
-            if error.errno is None:  # not the system's: pydicom's on a broken header
-                log.warning("refused", status="0xC000", cause=type(error).__name__)
-                return CANNOT_UNDERSTAND
-            log.error("refused", status="0xA700", cause=os.strerror(error.errno))
-            return OUT_OF_RESOURCES
-        except Exception as error:  # the association's border: a header that pydicom cannot read
-            log.warning("refused", status="0xC000", cause=type(error).__name__)
-            return CANNOT_UNDERSTAND
+            log.debug("no association", address=address, cause=type(error).__name__)
+        finally:
+            with suppress(OSError):
+                connection.close()
+            with self._lock:
+                del self._connections[threading.current_thread()]
 
-    def _keep(self, event: Event) -> int:
-        part10 = event.encoded_dataset()
-        header, study_uid, series_uid = check_instance(part10)
-        request = event.request
-        if (header.get("SOPInstanceUID"), header.get("SOPClassUID")) != (
-            request.AffectedSOPInstanceUID,  # type: ignore[union-attr]
-            request.AffectedSOPClassUID,
-        ):
-            log.warning("refused", status="0xA900", cause="the dataset's SOP UIDs are not the request's")
-            return DOES_NOT_MATCH_SOP_CLASS
-        self._mark(event, study_uid, series_uid)
-        self._spool.accept(part10)
-        return SUCCESS
+    def _negotiate(self, wire: Wire, address: str) -> None:
+        """The peer's first PDU, and what follows from it (PS3.8 Table 9-10, states 2 and 3)."""
+        try:
+            kind, content = wire.next_pdu()
+            if kind != ASSOCIATE_RQ:
+                raise ProtocolError(UNEXPECTED_PDU)
+            encoded = pdu(kind, bytes(content))
+            proposal = Proposal.from_pdu(encoded)
+        except ProtocolError as error:
+            wire.abort(source=PROVIDER, reason=error.reason)
+            return
+        except TimeoutError:
+            wire.abort(source=USER)
+            return
+        if (why := self._enter(proposal, address)) is not None:
+            log.warning("association rejected", address=address, cause=why.cause)
+            if why.source == BY_USER:
+                self._audit.turned_away(Node(proposal.calling_ae_title, address), why.cause)
+            wire.send(Proposal.rejection(why))
+            wire.linger()
+            return
+        try:
+            self._associate(wire, proposal, encoded, address)
+        finally:
+            with self._lock:
+                self._num_open -= 1
 
-    def _mark(self, event: Event, study_uid: str, series_uid: str) -> None:
-        name = self._names[id(event.assoc)]
-        sending = self._sending[name]
-        if sending.get(study_uid) == series_uid:
-            self._spool.touch_study(name, study_uid)
-        else:
-            self._spool.mark_series(name, study_instance_uid=study_uid, series_instance_uid=series_uid)
-            sending[study_uid] = series_uid
+    def _enter(self, proposal: Proposal, address: str) -> Rejection | None:
+        """Count the association in, or say why not."""
+        if not proposal.protocol_version & 1:
+            return PROTOCOL_VERSION_NOT_SUPPORTED
+        request = Request(proposal.calling_ae_title, proposal.called_ae_title, address)
+        with self._lock:
+            why = admission(request, self._settings, num_open=self._num_open)
+            self._num_open += why is None
+        return why
+
+    # ---- associations ----------------------------------------------------------------------------------
+
+    def _associate(self, wire: Wire, proposal: Proposal, encoded: bytes, address: str) -> None:
+        results = proposal.negotiate(self._contexts)
+        accepted = [context for context in results if context.result == CONTEXT_ACCEPTED]
+        sender = Sender(self._spool, f"{self._prefix}{os.getpid()}-{uuid.uuid4().hex}")
+        try:
+            if not all(context.abstract_syntax in self._own for context in accepted):
+                self._handover.serve(wire.socket, encoded, sender, address)
+                return
+            association = Association(
+                wire,
+                self._storage,
+                sender,
+                syntaxes={context.context_id or 0: context.transfer_syntax[0] for context in accepted},
+                peer_max_pdu_length=proposal.max_pdu_length,
+                timeout_seconds=self._timeout,
+            )
+            wire.send(proposal.acceptance(results, max_pdu_length=self._settings.max_pdu_length))
+            wire.rewind()
+            ended = association.run()
+            log.info(
+                "association", address=address, kept=association.num_kept, refused=association.num_refused, ended=ended
+            )
+        finally:
+            sender.close()
+            received = [StudyObjects(study_uid, counts) for study_uid, counts in sender.kept.items()]
+            self._audit.received(Node(proposal.calling_ae_title, address), received)
 
 
 @contextmanager
-def listening(settings: ListenerSettings, spool: Spool) -> Iterator[Listener]:
+def listening(
+    settings: ListenerSettings,
+    spool: Spool,
+    *,
+    services: Sequence[Service] = (),
+    ssl_context: ssl.SSLContext | None = None,
+    audit: Trail | None = None,
+) -> Iterator[Listener]:
     """A started listener, stopped at the end."""
-    listener = Listener(settings, spool)
+    listener = Listener(settings, spool, services=services, ssl_context=ssl_context, audit=audit)
     listener.start()
     try:
         yield listener

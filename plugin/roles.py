@@ -1,4 +1,4 @@
-"""The processes that a site runs: listener, scheduler, workers; or all of them under one supervisor."""
+"""The processes that a site runs: listener, scheduler, workers, web; or all of them under one supervisor."""
 
 import os
 import signal
@@ -22,6 +22,7 @@ ROLES: dict[str, tuple[str, ...]] = {
     "prepare": ("work", "--queue", "prepare"),
     "analyse": ("work", "--queue", "analyse"),
     "deliver": ("work", "--queue", "deliver"),
+    "web": ("web",),
 }
 """What `hlip serve` starts, a process each, with the arguments of `hlip`."""
 
@@ -38,12 +39,27 @@ def until_stopped() -> threading.Event:
     return stop
 
 
+def wait_for(stop: threading.Event) -> None:
+    """Until it is set. The kernel may give a signal to any thread; Python's main one then sees it within a second."""
+    while not stop.wait(1.0):
+        pass
+
+
 def listen(plugin: Plugin) -> None:
     from plugin.listener import listening
 
     stop = until_stopped()
-    with listening(plugin.settings.listener, plugin.spool):
-        stop.wait()
+    with (
+        plugin.audit.running(),
+        listening(
+            plugin.settings.listener,
+            plugin.spool,
+            services=plugin.services,
+            ssl_context=plugin.ssl_context,
+            audit=plugin.audit,
+        ),
+    ):
+        wait_for(stop)
 
 
 def schedule(plugin: Plugin) -> None:
@@ -53,7 +69,17 @@ def schedule(plugin: Plugin) -> None:
     stop = until_stopped()
     plugin.database.upgrade()
     log.info("scheduling", index=plugin.database.engine.dialect.name)
-    Scheduler(plugin.settings, plugin.spool, plugin.database, Bell(celery_app(plugin))).run(stop)
+    with plugin.audit.forwarding(), plugin.audit.running(), plugin.reporting_commitment():
+        Scheduler(plugin.settings, plugin.spool, plugin.database, Bell(celery_app(plugin))).run(stop)
+
+
+def web(plugin: Plugin) -> None:
+    from plugin.web.app import create_app
+    from plugin.web.server import serving
+
+    stop = until_stopped()
+    with serving(create_app(plugin), plugin.settings.web):
+        wait_for(stop)
 
 
 def work(plugin: Plugin, queues: Sequence[str]) -> None:
@@ -67,9 +93,14 @@ def work(plugin: Plugin, queues: Sequence[str]) -> None:
         time.sleep(0.5)
     if {"prepare", "analyse"} & set(queues):
         log.info("model", name=plugin.bundle.name, status=plugin.bundle.status)
+    if "prepare" in queues:
+        plugin.sandbox.start()
     if "analyse" in queues:
         plugin.bundle.model(plugin.device)  # now, so that the first study does not wait for it
-    run_worker(plugin, tuple(queues))
+    if "deliver" in queues:
+        plugin.check_certificates()
+    with plugin.audit.running():
+        run_worker(plugin, tuple(queues))
 
 
 @dataclass
@@ -91,6 +122,7 @@ class Supervisor:
 
     def run(self) -> None:
         stop = until_stopped()
+        self._plugin.check_certificates()
         self._plugin.database.upgrade()
         self._children = [_Child(role, self._start(role), time.monotonic()) for role in ROLES]
         try:
@@ -102,7 +134,7 @@ class Supervisor:
 
     def _start(self, role: str) -> subprocess.Popen:
         config = ("--config", str(self._config)) if self._config else ()
-        return subprocess.Popen([sys.executable, "-m", "plugin", *ROLES[role], *config])
+        return subprocess.Popen([sys.executable, "-P", "-m", "plugin", *ROLES[role], *config])
 
     def _look_after(self, child: _Child) -> None:
         if child.process.poll() is None:
@@ -130,12 +162,12 @@ class Supervisor:
                 child.process.wait()
 
 
-def die_with_parent() -> None:
-    """Ask the kernel to end this process when its supervisor dies, however it dies (Linux)."""
+def die_with_parent(number: int = signal.SIGTERM) -> None:
+    """Ask the kernel to end this process by a signal when the one that started it dies, however it dies (Linux)."""
     if sys.platform == "linux":
         import ctypes
 
         parent = os.getppid()
-        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
+        ctypes.CDLL(None).prctl(1, number)  # PR_SET_PDEATHSIG
         if os.getppid() != parent:
-            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), number)

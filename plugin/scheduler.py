@@ -3,6 +3,7 @@
 Whatever a tick leaves undone, the next one does: it keeps no state that a restart would miss.
 """
 
+import gc
 import threading
 import time
 from collections.abc import Callable
@@ -12,10 +13,11 @@ from pathlib import Path
 import structlog
 
 from hlip_core.headers import MALFORMED
-from plugin.arrival import Arrival, read_arrival
+from plugin.arrival import Arrival, Kind, read_arrival
 from plugin.index import intake, leases, settling
 from plugin.index.database import Database
 from plugin.index.intake import Fate, Intake
+from plugin.retention import Retention
 from plugin.routing import route
 from plugin.settings import Settings
 from plugin.spool import Spool
@@ -23,6 +25,8 @@ from plugin.spool import Spool
 log = structlog.get_logger("hlip.scheduler")
 
 BATCH = 200
+LOOK_SECONDS = 0.1
+"""How long an arrival waits at most to be indexed; a batch costs the same for one as for ten."""
 RING_AGAIN_SECONDS = 5.0
 AWAY_SECONDS = 2.0
 UNROUTED_PRIORITY = 90
@@ -39,29 +43,40 @@ class Scheduler:
 
     def __post_init__(self) -> None:
         self._rung: dict[tuple[str, int], float] = {}
+        self.retention = Retention.from_settings(self.settings.retention, self.spool, self.database)
 
     def run(self, stop: threading.Event) -> None:
-        """Tick until stopped."""
+        """Tick until stopped; between two ticks only look for arrivals."""
+        next_tick = 0.0
+        gc.freeze()  # what was imported stays: the collector need not look at it again with every batch
         while not stop.is_set():
             try:
-                busy = self.tick()
+                full = self.index_arrivals() == BATCH
+                if time.monotonic() >= next_tick:
+                    self.settle_and_announce(full=full)
+                    next_tick = time.monotonic() + self.settings.settle.tick_seconds
             except OSError as error:  # IndexUnavailable among them
                 log.error("the index or the spool is away", cause=type(error).__name__, errno=error.errno)
                 stop.wait(AWAY_SECONDS)
                 continue
-            if not busy:
-                stop.wait(self.settings.settle.tick_seconds)
+            if not full:
+                stop.wait(min(LOOK_SECONDS, self.settings.settle.tick_seconds))
 
     def tick(self) -> bool:
         """One round; True when more arrivals wait already."""
         full = self.index_arrivals() == BATCH
+        self.settle_and_announce(full=full)
+        return full
+
+    def settle_and_announce(self, *, full: bool = False) -> None:
+        """What follows from the index; nothing settles while more arrivals wait."""
         if not full:
             self.settle()
+            self.retention.step(self._open_studies)
         given_up = leases.give_up(self.database, max_attempts=self.settings.workers.max_attempts)
         if given_up:
             log.error("gave up", items=given_up)
         self.announce()
-        return full
 
     # ---- arrivals --------------------------------------------------------------------------------------
 
@@ -69,7 +84,11 @@ class Scheduler:
         """Take one batch of arrivals into the index and to their places. How many."""
         paths = self.spool.arrivals(BATCH)
         arrivals = [arrival for path in paths if (arrival := self._read(path)) is not None]
-        batch = [Intake(arrival, self._priority(arrival)) for arrival in arrivals]
+        priorities: dict[Kind, int] = {}  # by header: the slices of a series share theirs
+        for arrival in arrivals:
+            if arrival.kind not in priorities:
+                priorities[arrival.kind] = self._priority(arrival)
+        batch = [Intake(arrival, priorities[arrival.kind]) for arrival in arrivals]
         if batch:
             fates = intake.add_instances(self.database, batch)
             for item, fate in zip(batch, fates, strict=True):
@@ -114,7 +133,11 @@ class Scheduler:
         rules = self.settings.settle
         open_studies = self.spool.open_studies(cap_seconds=rules.association_cap_seconds)
         settling.settle_series(self.database, quiet_seconds=rules.series_quiet_seconds, open_studies=open_studies)
+        settling.prepare_again(self.database)
         settling.settle_studies(self.database, quiet_seconds=rules.study_quiet_seconds, open_studies=open_studies)
+
+    def _open_studies(self) -> frozenset[str]:
+        return self.spool.open_studies(cap_seconds=self.settings.settle.association_cap_seconds).studies
 
     def announce(self) -> None:
         """Ring once for each item that waits, and again for those that no one took."""

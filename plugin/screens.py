@@ -1,11 +1,13 @@
 """What `hlip` shows in a terminal."""
 
+import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console, Group
+from rich.filesize import decimal
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
@@ -35,6 +37,7 @@ def print_welcome(console: Console, plugin: Plugin) -> None:
     table = Table.grid(padding=(0, 2))
     for name, value in (
         ("listener", f"{listener.ae_title} at {listener.host}:{listener.port}"),
+        ("web", f"http://{settings.web.host}:{settings.web.port}{'/dicom-web (STOW-RS)' if settings.web.stow else ''}"),
         ("data folder", str(plugin.spool.folder)),
         ("model", f"{plugin.bundle.name} ({plugin.bundle.status.upper()})"),
         ("results to", ", ".join(where)),
@@ -69,7 +72,21 @@ def progress(console: Console) -> Iterator["Report"]:
 def read_status(plugin: Plugin, *, study_uids: Sequence[str], limit: int) -> dict[str, Any]:
     """The index's overview, with what lies in the spool."""
     seen = overview(plugin.database, study_uids=study_uids, limit=limit, findings=True)
-    return {"waiting_to_be_indexed": len(plugin.spool.arrivals(100_000)), **seen}
+    return {"waiting_to_be_indexed": len(plugin.spool.arrivals(100_000)), "disk": read_disk(plugin), **seen}
+
+
+def read_disk(plugin: Plugin) -> dict[str, Any]:
+    """Room in the data folder, and the marks at which C-STORE and workers stop."""
+    usage = shutil.disk_usage(plugin.spool.folder)
+    marks = {"c_store": plugin.spool.room, "workers": plugin.spool.room_for_work}
+    return {
+        "free_bytes": usage.free,
+        "total_bytes": usage.total,
+        **{
+            name: {"stops_below": room.min_free_bytes, "resumes_at": room.resume_bytes, "state": room.state(usage.free)}
+            for name, room in marks.items()
+        },
+    }
 
 
 def _state(state: str, reason: str | None = None) -> Text:
@@ -92,13 +109,31 @@ def status_page(status: dict[str, Any]) -> Group:
     studies = (line for study in status["studies"] for line in _study_lines(study))
     counts = [_counts(kind, status[f"{kind}_by_state"]) for kind in ("studies", "series", "deliveries")]
     waiting = Text(f"{status['instances']} instances; {status['waiting_to_be_indexed']} wait to be indexed")
-    return Group(*studies, *counts, waiting)
+    return Group(*studies, *counts, waiting, *_disk_lines(status["disk"]))
+
+
+def _disk_lines(disk: dict[str, Any]) -> Iterator[Text]:
+    yield Text(f"disk: {decimal(disk['free_bytes'])} free of {decimal(disk['total_bytes'])}")
+    stops = {
+        "c_store": "C-STORE is refused with 0xA700 (out of resources)",
+        "workers": "prepare and analyse wait",
+    }
+    for name, what in stops.items():
+        mark = disk[name]
+        resumes = f"until {decimal(mark['resumes_at'])} are free"
+        if mark["state"] == "stopped":
+            below = f"less than {decimal(mark['stops_below'])} are free on the disk"
+            yield Text(f"   {what}: {below}; {resumes}", style="red")
+        elif mark["state"] == "recovering":
+            yield Text(f"   {what}, if the disk was fuller before, {resumes}", style="yellow")
 
 
 def _study_lines(study: dict[str, Any]) -> Iterator[Text]:
     yield Text.assemble((study["study_instance_uid"], "bold"), "  ", _state(study["state"], study["reason"]))
     revision = f", revision {study['revision']}" if study["revision"] else ""
     yield Text(f"   last image {_clock(study['last_image_at'])}{revision}", style="dim")
+    for gone in study["removals"]:
+        yield Text(f"   {gone['kind']} removed {_clock(gone['at'])}: {gone['files']} files", style="dim")
     for series in study["series"]:
         number = "-" if series["series_number"] is None else series["series_number"]
         what = f"   {series['modality'] or '?'} {number}, {series['instances']} instances: "

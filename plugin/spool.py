@@ -3,6 +3,7 @@
     incoming/      accepted, fsynced, not yet in the index (invariant: acknowledged means on disk)
     instances/     STUDY/SERIES/INSTANCE.dcm, in the index
     conflicting/   came again under the same UID with other content; the first is kept, these set aside
+    commitments/   requests for storage commitment that were taken and not answered yet
     associations/  one folder for each open association: a file per study, holding the series in transit
     prepared/      STUDY/SERIES.b2nd and SERIES.header.dcm
     results/       STUDY/r<revision>/*.dcm
@@ -14,14 +15,21 @@ import hashlib
 import os
 import re
 import shutil
+import threading
 import time
 import uuid
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from typing import BinaryIO
+
+from plugin.incoming import PART, Folder, Incoming, fsync_folder
+from plugin.room import Room
 
 _UID = re.compile(r"[0-9]+(\.[0-9]+)*")
 _META_GROUP_LENGTH_AT = 128 + 4 + 8  # preamble, "DICM", tag + VR + length of (0002,0000); PS3.10 section 7.1
+_buffers = threading.local()
 
 
 class UnsafeUid(ValueError):
@@ -40,15 +48,6 @@ def check_uid(value: object, keyword: str = "UID") -> str:
     return uid
 
 
-def fsync_folder(folder: Path) -> None:
-    """Make a rename in `folder` durable."""
-    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
 def write_durably(path: Path, content: bytes) -> None:
     """Write, fsync, rename, fsync the folder: after it returns, the file survives a power cut, whole."""
     part = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
@@ -64,13 +63,25 @@ def write_durably(path: Path, content: bytes) -> None:
     fsync_folder(path.parent)
 
 
-def dataset_digest(path: Path) -> str:
+def dataset_digest(source: Path | BinaryIO) -> str:
     """SHA-256 of a Part 10 file's dataset, without preamble and file meta information (PS3.10 section 7.1)."""
-    with path.open("rb") as file:
-        head = file.read(_META_GROUP_LENGTH_AT + 4)
-        meta_length = int.from_bytes(head[_META_GROUP_LENGTH_AT:], "little")
-        file.seek(_META_GROUP_LENGTH_AT + 4 + meta_length)
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    if isinstance(source, Path):
+        with source.open("rb") as file:
+            return dataset_digest(file)
+    source.seek(_META_GROUP_LENGTH_AT)
+    meta_length = int.from_bytes(source.read(4), "little")
+    source.seek(_META_GROUP_LENGTH_AT + 4 + meta_length)
+    digest, buffer = hashlib.sha256(), _own_buffer()
+    while length := source.readinto(buffer):  # type: ignore[attr-defined]
+        digest.update(buffer[:length])
+    return digest.hexdigest()
+
+
+def _own_buffer() -> memoryview:
+    """This thread's, kept: fresh memory would cost as much as reading into it."""
+    if not hasattr(_buffers, "own"):
+        _buffers.own = memoryview(bytearray(1 << 18))
+    return _buffers.own
 
 
 @dataclass(frozen=True)
@@ -84,7 +95,9 @@ class OpenStudies:
 class Spool:
     """The data folder; safe to share between processes and hosts, since every hand-over is a rename."""
 
-    def __init__(self, folder: Path, *, min_free_gigabytes: float = 1.0) -> None:
+    def __init__(
+        self, folder: Path, *, min_free_gigabytes: float = 1.0, worker_min_free_gigabytes: float = 0.5
+    ) -> None:
         self.folder = folder.absolute()
         self.incoming = self.folder / "incoming"
         self.instances = self.folder / "instances"
@@ -94,7 +107,8 @@ class Spool:
         self.results = self.folder / "results"
         self.broker = self.folder / "broker"
         self.models = self.folder / "models"
-        self._min_free_bytes = int(min_free_gigabytes * 1e9)
+        self.room = Room(self.folder, int(min_free_gigabytes * 1e9), waits="C-STORE")
+        self.room_for_work = Room(self.folder, int(worker_min_free_gigabytes * 1e9), waits="prepare, analyse")
         for path in (self.folder, self.incoming, self.instances, self.conflicting, self.associations,
                      self.prepared, self.results, self.broker, self.models):  # fmt: skip
             path.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -102,13 +116,37 @@ class Spool:
     # ---- the listener's side -------------------------------------------------------------------------
 
     def has_room(self) -> bool:
-        return shutil.disk_usage(self.folder).free >= self._min_free_bytes
+        return self.room.is_enough()
+
+    def begin(self) -> Incoming:
+        """A new instance, to be written piece by piece; once it is kept, it may be acknowledged."""
+        return Incoming(self._incoming_folder)
+
+    @cached_property
+    def _incoming_folder(self) -> Folder:
+        return Folder(self.incoming)
 
     def accept(self, part10: bytes) -> Path:
         """Keep one encoded instance (a whole Part 10 file). On return it may be acknowledged."""
-        path = self.incoming / f"{time.time_ns():020d}-{uuid.uuid4().hex}.dcm"
-        write_durably(path, part10)
-        return path
+        incoming = self.begin()
+        try:
+            incoming.write([part10])
+            return incoming.keep()
+        except BaseException:
+            incoming.discard()
+            raise
+
+    def sweep_incoming(self, *, older_than_seconds: float) -> int:
+        """Remove what a killed listener had not finished; nothing of it was acknowledged. How many."""
+        oldest, swept = time.time() - older_than_seconds, 0
+        for part in self.incoming.glob(f".*{PART}"):
+            try:
+                if part.stat().st_mtime < oldest:
+                    part.unlink()
+                    swept += 1
+            except FileNotFoundError:  # it was just finished
+                continue
+        return swept
 
     def open_association(self, association: str) -> None:
         (self.associations / association).mkdir(mode=0o700, exist_ok=True)
@@ -152,12 +190,19 @@ class Spool:
         return [self.incoming / name for name in names[:limit]]
 
     def instance_path(self, study_uid: str, series_uid: str, sop_uid: str) -> Path:
-        return self.instances / study_uid / series_uid / f"{sop_uid}.dcm"
+        return self.instances.joinpath(study_uid, series_uid, f"{sop_uid}.dcm")
 
     def place(self, arrival: Path, path: Path) -> None:
         """Move an indexed arrival to its place. A cut in between leaves it in incoming/, to be indexed again."""
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        arrival.rename(path)
+        try:
+            arrival.rename(path)
+        except FileNotFoundError:  # the first of its series
+            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            arrival.rename(path)
+
+    def take_back(self, path: Path) -> None:
+        """Put an instance that the index does not know back among the arrivals."""
+        path.rename(self.incoming / f"{time.time_ns():020d}-{uuid.uuid4().hex}.dcm")
 
     def set_aside(self, arrival: Path, study_uid: str, sop_uid: str, digest: str) -> None:
         """Keep an arrival whose UID is taken by other content."""
@@ -180,8 +225,12 @@ class Spool:
         """Write one revision's objects durably, under a name that nothing reads yet."""
         staged = self.results / study_uid / f".{uuid.uuid4().hex}"
         staged.mkdir(mode=0o700, parents=True)
-        for name, content in files.items():
-            write_durably(staged / name, content)
+        try:
+            for name, content in files.items():
+                write_durably(staged / name, content)
+        except BaseException:
+            self.discard_results(staged)
+            raise
         return staged
 
     def publish_results(self, staged: Path, study_uid: str, revision: int) -> None:
@@ -197,11 +246,15 @@ class Spool:
     def installation_uid(self) -> str:
         """The UID of this installation: made once, then the same for all processes on this spool."""
         path = self.folder / "installation"
-        try:
-            with path.open("x") as file:
-                file.write(f"2.25.{uuid.uuid4().int}")
-        except FileExistsError:
-            pass
+        if not path.exists():
+            draft = path.with_name(f".installation.{uuid.uuid4().hex}.part")
+            try:
+                write_durably(draft, f"2.25.{uuid.uuid4().int}".encode())
+                path.hardlink_to(draft)  # whole, and the first only
+            except FileExistsError:
+                pass
+            finally:
+                draft.unlink(missing_ok=True)
         return check_uid(path.read_text(), "installation UID")
 
     def relative(self, path: Path) -> str:

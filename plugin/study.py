@@ -10,6 +10,8 @@ class InstanceView:
     sop_instance_uid: str
     is_content: bool
     patient_digest: str
+    removed: bool = False
+    """Its file is gone, by the rules of retention."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,10 @@ class ResultView:
 
 @dataclass(frozen=True)
 class RevisionView:
-    """What was said last of a study; `withdrawn` since then, perhaps to be said again (`reissue`)."""
+    """What was said last of a study; `withdrawn` since then, perhaps to be said again (`reissue`).
+
+    `standing` holds results of earlier revisions that no rejection note has named yet.
+    """
 
     number: int
     inputs_digest: str
@@ -57,6 +62,7 @@ class RevisionView:
     results: tuple[ResultView, ...]
     withdrawn: bool = False
     reissue: bool = False
+    standing: tuple[ResultView, ...] = ()
 
     def stands(self, *, inputs_digest: str, content_digest: str) -> bool:
         """Whether no other revision is due: the inputs are the same; of one withdrawn for good, the images are."""

@@ -4,13 +4,19 @@ So a lost message costs one ring of the scheduler, a repeated one finds nothing 
 anything that names a study.
 """
 
+import os
+import time
+import uuid
 import warnings
 from pathlib import Path
+from queue import Empty
 
 import structlog
 from celery import Celery
 from celery.platforms import SecurityWarning
 from kombu.exceptions import OperationalError
+from kombu.transport import TRANSPORT_ALIASES, filesystem
+from kombu.utils.json import dumps, loads
 
 from plugin.bootstrap import Plugin
 from plugin.settings import Settings
@@ -20,26 +26,70 @@ log = structlog.get_logger("hlip.tasks")
 
 EMBEDDED = "embedded"
 POLLING_SECONDS = 0.05
+AWAY_SECONDS = 2.0
+"""Without a ring after a failed one: each may cost a connection's timeout, and the scheduler has other things to do."""
 
 
 def _broker(settings: Settings, folder: Path) -> dict:
-    """The settings of the broker; the embedded one is a folder that needs no server (kombu's filesystem transport)."""
+    """The settings of the broker; the embedded one is a folder that needs no server."""
     url = settings.broker.url.get_secret_value()
     if url != EMBEDDED:
-        return {"broker_url": url}
-    inbox = folder / "messages"
-    control = folder / "control"
-    for path in (inbox, control):
-        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        return {"broker_url": url, "broker_transport_options": {"max_retries": 0}}  # of a ring; workers come back
+    messages = folder / "messages"
+    messages.mkdir(mode=0o700, parents=True, exist_ok=True)
     return {
-        "broker_url": "filesystem://localhost",
+        "broker_url": "folder://localhost",
         "broker_transport_options": {
-            "data_folder_in": str(inbox),
-            "data_folder_out": str(inbox),
-            "control_folder": str(control),
+            "data_folder_in": str(messages),
+            "data_folder_out": str(messages),
             "polling_interval": POLLING_SECONDS,
         },
     }
+
+
+class FolderChannel(filesystem.Channel):
+    """kombu's folder of messages, made safe for several processes: a message comes and goes by a rename.
+
+    kombu's own writes it in its place, where a worker may read the half of it, and keeps in one more file which queue
+    hears what, alike. Ours need no such file: what is sent to an exchange goes to the queue of its name.
+    """
+
+    def _put(self, queue: str, payload: dict, **kwargs: object) -> None:  # type: ignore[override]
+        path = Path(self.data_folder_out) / f"{time.time_ns()}-{uuid.uuid4().hex}.{queue}.msg"
+        part = path.with_name(f".{path.name}.part")
+        part.write_bytes(dumps(payload).encode())
+        part.rename(path)
+
+    def _get(self, queue: str, timeout: float | None = None) -> dict:
+        folder = Path(self.data_folder_in)
+        for name in sorted(entry.name for entry in os.scandir(folder)):
+            if name.startswith(".") or not name.endswith(f".{queue}.msg"):
+                continue
+            taken = folder / f".{name}.part"
+            try:
+                (folder / name).rename(taken)
+            except FileNotFoundError:  # another worker has it
+                continue
+            payload = taken.read_bytes()
+            taken.unlink()
+            return loads(payload)
+        raise Empty
+
+    def get_table(self, exchange: str) -> list:
+        return [filesystem.exchange_queue_t(exchange, "", exchange)]
+
+    def _queue_bind(self, *args: object) -> None:
+        """Nothing to keep."""
+
+    def _delete(self, queue: str, *args: object, **kwargs: object) -> None:
+        self._purge(queue)
+
+
+class FolderTransport(filesystem.Transport):
+    Channel = FolderChannel
+
+
+TRANSPORT_ALIASES["folder"] = f"{__name__}:FolderTransport"
 
 
 def celery_app(plugin: Plugin) -> Celery:
@@ -61,22 +111,26 @@ def celery_app(plugin: Plugin) -> Celery:
 
 
 def _register(app: Celery, plugin: Plugin, queue: str) -> None:
-    @app.task(name=f"hlip.{queue}")
+    @app.task(name=f"hlip.{queue}", shared=False)  # of this application only, should there be two in a process
     def task() -> None:
         work_once(plugin, queue)
 
 
 class Bell:
-    """Announces work. A broker that is away is no error: the next tick rings again."""
+    """Announces work. A broker that is away is no error: it is left alone for a while, and work is rung for again."""
 
     def __init__(self, app: Celery) -> None:
         self._app = app
+        self._away_until = 0.0
 
     def __call__(self, queue: str) -> None:
+        if time.monotonic() < self._away_until:
+            return
         try:
             self._app.send_task(f"hlip.{queue}", retry=False)
         except (OperationalError, OSError) as error:
             log.warning("the broker is away", queue=queue, cause=type(error).__name__)
+            self._away_until = time.monotonic() + AWAY_SECONDS
 
 
 def run_worker(plugin: Plugin, queues: tuple[str, ...]) -> None:
@@ -84,6 +138,7 @@ def run_worker(plugin: Plugin, queues: tuple[str, ...]) -> None:
     worker = celery_app(plugin).Worker(
         queues=list(queues),
         pool="solo",
+        use_eventloop=False,  # with it, a task's acknowledgement may wait 10 s for its turn, and the next task with it
         concurrency=1,
         loglevel="WARNING",
         without_gossip=True,

@@ -35,10 +35,16 @@ def withdraw(plugin: Plugin, study_instance_uid: str, *, reason: Rejection) -> W
     current = _last(plugin, study_instance_uid)
     if current.withdrawn:
         raise ValueError("the results of this study are withdrawn already")
-    source = dcmread(plugin.spool / current.results[0].path, stop_before_pixels=True)
+    try:
+        source = dcmread(plugin.spool / current.results[0].path, stop_before_pixels=True)
+    except FileNotFoundError:
+        raise ValueError(
+            "the results of this study are no longer kept here (see `hlip status`): reject them in the PACS"
+        ) from None
+    rejected = (*current.results, *_contradicted(current.standing))
     file = note_file(
         source,
-        current.results,
+        rejected,
         reason=reason,
         explanation=f"Revision {current.number} is withdrawn.",
         created=datetime.now(UTC).astimezone(),
@@ -48,7 +54,7 @@ def withdraw(plugin: Plugin, study_instance_uid: str, *, reason: Rejection) -> W
     destinations = withdrawal.withdraw(
         plugin.database,
         study_instance_uid,
-        new_note(plugin, file, path, current.results),
+        new_note(plugin, file, path, rejected),
         number=current.number,
         reason=reason,
         publish=lambda: write_durably(path, file.content),
@@ -77,13 +83,17 @@ def _last(plugin: Plugin, study_instance_uid: str) -> RevisionView:
 
 
 def superseded(study: StudyView) -> tuple[ResultView, ...]:
-    """What a next revision makes untrue: the last one's findings and pictures, unless they are withdrawn already.
+    """What a next revision makes untrue: the findings and pictures that stand, of the last one and before.
 
     Its summary stays: the next one names it as its predecessor.
     """
     if study.last is None or study.last.withdrawn:
         return ()
-    return tuple(result for result in study.last.results if result.sop_class_uid in SUPERSEDED_KINDS)
+    return _contradicted((*study.last.results, *study.last.standing))
+
+
+def _contradicted(results: Sequence[ResultView]) -> tuple[ResultView, ...]:
+    return tuple(result for result in results if result.sop_class_uid in SUPERSEDED_KINDS)
 
 
 def note_file(

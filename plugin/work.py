@@ -1,5 +1,6 @@
 """The three kinds of work, each one item at a time: claim it, do it, write down what it came to."""
 
+import errno
 import os
 import socket
 import time
@@ -11,6 +12,7 @@ from pathlib import Path
 import structlog
 
 from hlip_core.errors import Refused
+from hlip_core.reasons import Reason
 from hlip_core.volume import PreparedScan
 from plugin import delivery, withdrawal
 from plugin.analysis import (
@@ -22,20 +24,24 @@ from plugin.analysis import (
     check_scope,
     fates,
     inputs_digest,
-    prepare_series,
     read_source,
 )
+from plugin.audit_message import MINOR_FAILURE, SUCCESS, Outcome
 from plugin.bootstrap import Plugin
 from plugin.index import leases, outcomes, overview
 from plugin.index.leases import Claim
 from plugin.index.withdrawal import NewNote
 from plugin.lifecycle import SeriesState, backoff_seconds
+from plugin.preparation import Job
 from plugin.results import StudyReport
-from plugin.study import StudyView
+from plugin.sandbox import Died, cause_of
+from plugin.study import SeriesView, StudyView
 
 log = structlog.get_logger("hlip.work")
 
 FAILED_WAIT_SECONDS = 2.0
+FILLS_THE_DISK = frozenset({"prepare", "analyse"})
+DISK_IS_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 
 def work_once(plugin: Plugin, queue: str) -> bool:
@@ -44,6 +50,8 @@ def work_once(plugin: Plugin, queue: str) -> bool:
     Whatever goes wrong in an item ends here: it is tried again later, and given up by the scheduler in the end.
     """
     workers = plugin.settings.workers
+    if queue in FILLS_THE_DISK and not plugin.spool.room_for_work.is_enough():
+        return False
     claim = leases.claim(
         plugin.database,
         queue,
@@ -57,23 +65,15 @@ def work_once(plugin: Plugin, queue: str) -> bool:
         try:
             WORK[queue](plugin, claim)
         except Exception as error:  # the task's border: one study's fault is not the worker's end
-            log.error("failed", queue=queue, item=claim.id, attempt=claim.attempts, cause=_cause(error))
+            log.error("failed", queue=queue, item=claim.id, attempt=claim.attempts, cause=cause_of(error))
             leases.put_back(
                 plugin.database,
                 claim,
-                detail=_cause(error),
+                detail=cause_of(error),
                 wait_seconds=backoff_seconds(claim.attempts, first=FAILED_WAIT_SECONDS, longest=60),
+                is_to_blame=not (isinstance(error, OSError) and error.errno in DISK_IS_FULL),
             )
     return True
-
-
-def _cause(error: BaseException) -> str:
-    """Type and place of an exception, without its text, which may quote a header."""
-    place, trace = "", error.__traceback__
-    while trace is not None:
-        place = f"{trace.tb_frame.f_globals.get('__name__', '?')}:{trace.tb_lineno}"
-        trace = trace.tb_next
-    return f"{type(error).__name__} at {place}"
 
 
 # ---- prepare -----------------------------------------------------------------------------------------------
@@ -83,15 +83,20 @@ def _prepare(plugin: Plugin, claim: Claim) -> None:
     started = time.monotonic()
     series = overview.series_view(plugin.database, claim.id)
     uids = (series.study_instance_uid, series.series_instance_uid)
-    paths = [plugin.spool.instance_path(*uids, i.sop_instance_uid) for i in series.instances]
+    job = Job(
+        paths=[plugin.spool.instance_path(*uids, i.sop_instance_uid) for i in series.instances],
+        spec=plugin.bundle.preprocessing,
+        rules=plugin.settings.routing.rules,
+        prepared_path=plugin.spool.prepared_path(*uids),
+        header_path=plugin.spool.header_path(*uids),
+    )
     try:
-        scan = prepare_series(
-            paths,
-            plugin.bundle.preprocessing,
-            plugin.settings.routing.rules,
-            prepared_path=plugin.spool.prepared_path(*uids),
-            header_path=plugin.spool.header_path(*uids),
-        )
+        _check_all_are_here(series)
+        notes = plugin.sandbox.prepare(job)
+    except Died as death:
+        _put_back_poison(plugin, claim, cause=str(death), seconds=time.monotonic() - started)
+        log.error("not prepared", series_instance_uid=uids[1], attempt=claim.attempts, cause=str(death))
+        return
     except Refused as refusal:
         seconds = time.monotonic() - started
         outcomes.series_refused(
@@ -100,8 +105,20 @@ def _prepare(plugin: Plugin, claim: Claim) -> None:
         log.info("refused", series_instance_uid=uids[1], reason=str(refusal.reason))
         return
     seconds = time.monotonic() - started
-    outcomes.series_prepared(plugin.database, claim, notes=scan.notes, seconds=seconds)
-    log.info("prepared", series_instance_uid=uids[1], instances=len(paths), seconds=round(seconds, 2))
+    outcomes.series_prepared(plugin.database, claim, notes=notes, seconds=seconds)
+    log.info("prepared", series_instance_uid=uids[1], instances=len(job.paths), seconds=round(seconds, 2))
+
+
+def _put_back_poison(plugin: Plugin, claim: Claim, *, cause: str, seconds: float) -> None:
+    """To be tried again, but not before others had as much time as this one took; given up in the end."""
+    wait = backoff_seconds(claim.attempts, first=FAILED_WAIT_SECONDS, longest=60)
+    leases.put_back(plugin.database, claim, detail=cause, wait_seconds=max(wait, seconds))
+
+
+def _check_all_are_here(series: SeriesView) -> None:
+    """Raises Refused where the rules of retention have removed images: a part of a series is not the series."""
+    if gone := sum(instance.removed for instance in series.instances):
+        raise Refused(Reason.REMOVED, f"{gone} of {len(series.instances)} instances are gone: send the study again")
 
 
 # ---- analyse -----------------------------------------------------------------------------------------------
@@ -186,18 +203,19 @@ def _report(plugin: Plugin, claim: Claim, study: StudyView, analysis: Analysis, 
     files = (*analysis.files, *([note_file] if note_file else []))
     staged = spool.stage_results(study.study_instance_uid, {file.name: file.content for file in files})
     seconds = time.monotonic() - started
-    stands = outcomes.study_reported(
-        plugin.database,
-        claim,
-        revision,
-        destinations=[row.name for row in plugin.settings.destinations],
-        hold=plugin.holds_results,
-        seconds=seconds,
-        note=note,
-        publish=lambda: spool.publish_results(staged, study.study_instance_uid, report.revision),
-    )
-    if not stands:
-        spool.discard_results(staged)
+    try:
+        stands = outcomes.study_reported(
+            plugin.database,
+            claim,
+            revision,
+            destinations=[row.name for row in plugin.settings.destinations],
+            hold=plugin.holds_results,
+            seconds=seconds,
+            note=note,
+            publish=lambda: spool.publish_results(staged, study.study_instance_uid, report.revision),
+        )
+    finally:
+        spool.discard_results(staged)  # nothing is left of it where it was put in its place
     log.info(
         "reported" if stands else "overtaken by new images",
         study_instance_uid=study.study_instance_uid,
@@ -210,8 +228,13 @@ def _report(plugin: Plugin, claim: Claim, study: StudyView, analysis: Analysis, 
 def _note(
     plugin: Plugin, study: StudyView, report: StudyReport, folder: Path
 ) -> tuple[ResultFile, NewNote] | tuple[None, None]:
-    """What withdraws the findings and pictures of the revision before, where there are some and the settings say so."""
+    """What withdraws the findings and pictures that stand, where there are some and the settings say so.
+
+    What was found in images that are no longer here was not looked at again: it stands until they are.
+    """
     rejected = withdrawal.superseded(study)
+    if any(fate.reason is Reason.REMOVED for fate in report.series):
+        return None, None
     if not rejected or not plugin.settings.results.withdraw_superseded:
         return None, None
     file = withdrawal.note_file(
@@ -241,11 +264,19 @@ def _deliver(plugin: Plugin, claim: Claim) -> None:
         log.warning("not delivered", **said, cause=str(trouble), next_try_seconds=wait)
     except delivery.Refused as refusal:
         outcomes.delivery_refused(plugin.database, claim, detail=str(refusal), seconds=time.monotonic() - started)
+        _audit(plugin, errand, outcome=MINOR_FAILURE)
         log.error("delivery refused", **said, cause=str(refusal))
     else:
         seconds = time.monotonic() - started
         outcomes.delivered(plugin.database, claim, action=errand.action, seconds=seconds)
+        _audit(plugin, errand)
         log.info("delivered", **said, study_instance_uid=errand.study_instance_uid, seconds=round(seconds, 2))
+
+
+def _audit(plugin: Plugin, errand: outcomes.Errand, *, outcome: Outcome = SUCCESS) -> None:
+    destination = next((row for row in plugin.settings.destinations if row.name == errand.destination), None)
+    if errand.action == "store" and destination is not None:
+        plugin.audit.sent_file(errand.path, destination, outcome=outcome)
 
 
 WORK: dict[str, Callable[[Plugin, Claim], None]] = {

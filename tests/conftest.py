@@ -1,8 +1,13 @@
 """Fixtures that several test files share: the test data folder and real peers on free ports."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from sqlalchemy import create_engine
+from sqlalchemy.engine import make_url
+
+from peers import postgresql_server, rabbitmq_server
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
@@ -13,3 +18,45 @@ def shared() -> Path:
     if not SHARED.is_dir():
         pytest.skip("the shared test data folder is not beside the repository")
     return SHARED
+
+
+@pytest.fixture(scope="session")
+def postgresql(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The URL of a PostgreSQL server of our own."""
+    with postgresql_server(tmp_path_factory.mktemp("postgresql")) as url:
+        yield url
+
+
+@pytest.fixture(scope="session")
+def rabbitmq(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The URL of a RabbitMQ node of our own."""
+    with rabbitmq_server(tmp_path_factory.mktemp("rabbitmq")) as url:
+        yield url
+
+
+@pytest.fixture
+def new_database(postgresql: str) -> Iterator[str]:
+    """The URL of a PostgreSQL database that is empty, and dropped afterwards."""
+    url = make_url(postgresql).set(database="hlip_road")
+    engine = create_engine(postgresql, isolation_level="AUTOCOMMIT")
+    with engine.connect() as connection:
+        connection.exec_driver_sql("DROP DATABASE IF EXISTS hlip_road WITH (FORCE)")
+        connection.exec_driver_sql("CREATE DATABASE hlip_road")
+    yield url.render_as_string(hide_password=False)
+    with engine.connect() as connection:
+        connection.exec_driver_sql("DROP DATABASE hlip_road WITH (FORCE)")
+    engine.dispose()
+
+
+@pytest.fixture(params=["sqlite-embedded", "postgresql-rabbitmq"])
+def stack(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """What a site runs the road on. Nothing but two settings changes, which win over those of a test."""
+    urls = {"HLIP_BROKER__URL": "embedded"}
+    if request.param == "postgresql-rabbitmq":
+        urls = {
+            "HLIP_BROKER__URL": request.getfixturevalue("rabbitmq"),
+            "HLIP_INDEX__URL": request.getfixturevalue("new_database"),
+        }
+    for name, url in urls.items():
+        monkeypatch.setenv(name, url)
+    return str(request.param)

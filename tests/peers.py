@@ -1,7 +1,12 @@
-"""Real peers on free ports of 127.0.0.1: Orthanc, dcmtk's tools. Each skips the test where it is not installed."""
+"""Real peers on free ports of 127.0.0.1: Orthanc, dcmtk's tools, PostgreSQL, RabbitMQ, Redis.
+
+Each skips the test where it is not installed.
+"""
 
 import json
+import os
 import shutil
+import signal
 import socket
 import subprocess
 import time
@@ -155,3 +160,86 @@ def dciodvfy_errors(path: Path) -> set[str]:
         [needs("dciodvfy", "dicom3tools"), str(path)], capture_output=True, text=True, errors="replace", check=False
     )
     return {line for line in (done.stdout + done.stderr).splitlines() if line.startswith("Error")}
+
+
+POSTGRESQL = Path("/usr/lib/postgresql")
+
+
+@contextmanager
+def postgresql_server(folder: Path) -> Iterator[str]:
+    """A PostgreSQL server with its data in `folder`; the URL of its database ``postgres``."""
+    tools = sorted(POSTGRESQL.glob("*/bin"))
+    if not tools or shutil.which("runuser") is None:
+        pytest.skip("PostgreSQL is not installed (Debian: postgresql)")
+    port = free_port()
+    for parent in (folder, *folder.parents[:2]):
+        parent.chmod(0o755)
+    shutil.chown(folder, "postgres")
+    as_user = ["runuser", "-u", "postgres", "--"]
+    initdb = [tools[-1] / "initdb", "-D", folder / "db", "-A", "trust", "-U", "hlip", "-N"]
+    subprocess.run([*as_user, *initdb], check=True, capture_output=True, cwd=folder)
+    with (folder / "server.log").open("wb") as output:
+        server = subprocess.Popen(
+            [*as_user, tools[-1] / "postgres", "-D", folder / "db", "-p", str(port), "-k", folder, "-F"],
+            stderr=output,
+            cwd=folder,
+        )
+    try:
+        wait_until(lambda: is_open(port), "PostgreSQL to start")
+        yield f"postgresql+psycopg://hlip@127.0.0.1:{port}/postgres"
+    finally:
+        pid = int((folder / "db" / "postmaster.pid").read_text().split()[0])
+        os.kill(pid, signal.SIGINT)  # fast shutdown: it does not wait for its clients
+        server.wait(30)
+
+
+RABBITMQ = Path("/usr/lib/rabbitmq/bin/rabbitmq-server")
+
+
+@contextmanager
+def rabbitmq_server(folder: Path) -> Iterator[str]:
+    """A RabbitMQ node of its own, with all that it writes in `folder`; its URL."""
+    if not RABBITMQ.exists():
+        pytest.skip("RabbitMQ is not installed (Debian: rabbitmq-server)")
+    port, epmd_port = free_port(), free_port()
+    (folder / "plugins").write_text("[].\n")
+    environment = {
+        **os.environ,
+        "HOME": str(folder),  # where Erlang keeps its cookie
+        "ERL_EPMD_PORT": str(epmd_port),
+        "ERL_EPMD_ADDRESS": "127.0.0.1",
+        "RABBITMQ_NODENAME": f"hlip-{port}@localhost",
+        "RABBITMQ_NODE_IP_ADDRESS": "127.0.0.1",
+        "RABBITMQ_NODE_PORT": str(port),
+        "RABBITMQ_DIST_PORT": str(free_port()),
+        "RABBITMQ_MNESIA_BASE": str(folder / "mnesia"),
+        "RABBITMQ_LOG_BASE": str(folder / "log"),
+        "RABBITMQ_ENABLED_PLUGINS_FILE": str(folder / "plugins"),
+        "RABBITMQ_PID_FILE": str(folder / "pid"),
+        "RABBITMQ_CONFIG_FILE": str(folder / "none"),
+        "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": "+S 1:1",
+    }
+    with (folder / "output.log").open("wb") as output:
+        server = subprocess.Popen([RABBITMQ], env=environment, cwd=folder, stdout=output, stderr=output)
+    try:
+        wait_until(lambda: server.poll() is None and is_open(port), "RabbitMQ to start", 60)
+        yield f"amqp://guest:guest@127.0.0.1:{port}//"
+    finally:
+        server.terminate()
+        server.wait(60)
+        if epmd := next(iter(sorted(Path("/usr/lib/erlang").glob("erts-*/bin/epmd"))), None):
+            subprocess.run([epmd, "-port", str(epmd_port), "-kill"], capture_output=True, check=False)
+
+
+@contextmanager
+def redis_server(folder: Path) -> Iterator[str]:
+    """A Redis server that keeps nothing; its URL."""
+    port = free_port()
+    command = [needs("redis-server", "redis-server"), "--port", str(port), "--bind", "127.0.0.1", "--save", ""]
+    server = subprocess.Popen([*command, "--dir", str(folder)], stdout=subprocess.DEVNULL)
+    try:
+        wait_until(lambda: is_open(port), "Redis to start")
+        yield f"redis://127.0.0.1:{port}/0"
+    finally:
+        server.terminate()
+        server.wait(30)

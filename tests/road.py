@@ -1,29 +1,37 @@
-"""The whole road in one process, for tests: a listener, a scheduler and workers without a broker in between."""
+"""The whole road in one process, for tests: listener, scheduler and worker, behind a broker where one is named."""
 
 import atexit
 import tempfile
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+from celery.contrib.testing.worker import start_worker
+from celery.worker import state
 from pydicom import Dataset
 from pydicom.uid import generate_uid
 
 from hlip_core.bundle import write_untrained_bundle
+from hlip_core.errors import Refused
 from peers import wait_until
 from plugin.bootstrap import Plugin, configure
 from plugin.index.leases import QUEUES
 from plugin.index.overview import overview
 from plugin.lifecycle import DELIVERY_DONE, SERIES_DONE, STUDY_DONE
 from plugin.listener import Listener
+from plugin.preparation import Job
+from plugin.sandbox import Sandbox
 from plugin.scheduler import Scheduler
 from plugin.settings import Settings
+from plugin.tasks import Bell, celery_app
 from plugin.work import work_once
 from series import head, series, write
+from tiny import SPEC, write_bundle
 
+WORKER = {"perform_ping_check": False, "shutdown_timeout": 60, "use_eventloop": False}
 QUICK = {"series_quiet_seconds": 0.2, "study_quiet_seconds": 0.5, "tick_seconds": 0.02}
 
 
@@ -35,11 +43,32 @@ def untrained_bundle() -> Path:
     return write_untrained_bundle(Path(folder.name) / "untrained")
 
 
+@cache
+def tiny_bundle() -> Path:
+    """A bundle of a model that takes no time, of status "trained", made once for all tests of a run."""
+    folder = tempfile.TemporaryDirectory(prefix="hlip-bundle-")
+    atexit.register(folder.cleanup)
+    return write_bundle(Path(folder.name) / "tiny")
+
+
+@cache
+def sandbox() -> Sandbox:
+    """The process in which series are prepared, the same for all tests of a run.
+
+    It is started by this thread, with which it ends, and not by a worker's.
+    """
+    made = Sandbox()
+    atexit.register(made.close)
+    with suppress(Refused):
+        made.prepare(Job(paths=(), spec=SPEC, rules=(), prepared_path=Path(), header_path=Path()))
+    return made
+
+
 def settings(folder: Path, **sections: Any) -> Settings:
     """Settings for a road in `folder` that settles quickly and listens on a free port."""
     return Settings(
-        spool={"folder": folder / "data"},
-        model={"bundle": str(untrained_bundle())},
+        spool={"folder": folder / "data", **sections.pop("spool", {})},
+        model=sections.pop("model", None) or {"bundle": str(untrained_bundle())},
         listener={"port": 0, **sections.pop("listener", {})},
         settle={**QUICK, **sections.pop("settle", {})},
         **sections,
@@ -64,16 +93,21 @@ def renamed(datasets: Sequence[Dataset], *, name: str, number: int) -> Sequence[
 
 
 class Road:
-    """A running plugin, and what a test asks of it."""
+    """A running plugin, and what a test asks of it.
+
+    Where the settings name a broker, even the embedded one, work goes through it; else a thread asks the index.
+    """
 
     def __init__(self, plugin: Plugin) -> None:
         self.plugin = plugin
+        self._celery = celery_app(plugin) if "broker" in plugin.settings.model_fields_set else None
+        ring = Bell(self._celery) if self._celery else lambda queue: None
         self.listener = Listener(plugin.settings.listener, plugin.spool)
-        self.scheduler = Scheduler(plugin.settings, plugin.spool, plugin.database, ring=lambda queue: None)
+        self.scheduler = Scheduler(plugin.settings, plugin.spool, plugin.database, ring=ring)
         self._stop = threading.Event()
         self._threads = [
             threading.Thread(target=self.scheduler.run, args=(self._stop,)),
-            threading.Thread(target=self._work),
+            threading.Thread(target=self._work_behind_the_broker if self._celery else self._work),
         ]
 
     @property
@@ -91,12 +125,20 @@ class Road:
         self._stop.set()
         for thread in self._threads:
             thread.join()
-        self.plugin.database.close()
+        if self.plugin.sandbox is not sandbox():
+            self.plugin.database.close()
 
     def _work(self) -> None:
         while not self._stop.is_set():
             if not any([work_once(self.plugin, queue) for queue in QUEUES]):
                 self._stop.wait(0.02)
+
+    def _work_behind_the_broker(self) -> None:
+        with start_worker(self._celery, queues=list(QUEUES), **WORKER):
+            self._stop.wait()
+            state.should_terminate = 0
+            for _ in range(2):  # it waits for a message before it looks, and for one more before it ends
+                self.scheduler.ring("deliver")
 
     def status(self, *, findings: bool = False) -> dict[str, Any]:
         return overview(self.plugin.database, findings=findings)
@@ -129,6 +171,7 @@ class Road:
 def road(folder: Path, **sections: Any) -> Iterator[Road]:
     """A road that runs until the end of the block."""
     plugin = Plugin(settings(folder, **sections))
+    plugin.sandbox = sandbox()
     configure(plugin.settings.log)
     running = Road(plugin)
     running.start()

@@ -1,7 +1,5 @@
 """The index: intake, settling, claims, outcomes; on SQLite, and on PostgreSQL where it is installed."""
 
-import shutil
-import subprocess
 import threading
 import time
 from collections.abc import Iterator
@@ -10,7 +8,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import select, update
 
-from peers import free_port, is_open, wait_until
+from peers import free_port
 from plugin.arrival import Arrival, read_arrival
 from plugin.index import intake, leases, outcomes, overview, settling
 from plugin.index.database import Database, IndexUnavailable, clock
@@ -21,32 +19,6 @@ from plugin.spool import OpenStudies
 from road import head_ct
 
 NOBODY = OpenStudies(frozenset(), frozenset())
-
-
-@pytest.fixture(scope="session")
-def postgresql(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The URL of a PostgreSQL server of our own."""
-    tools = sorted(Path("/usr/lib/postgresql").glob("*/bin"))
-    if not tools or shutil.which("runuser") is None:
-        pytest.skip("PostgreSQL is not installed (Debian: postgresql)")
-    folder, port = tmp_path_factory.mktemp("postgresql"), free_port()
-    for parent in (folder, *folder.parents[:2]):
-        parent.chmod(0o755)
-    shutil.chown(folder, "postgres")
-    as_user = ["runuser", "-u", "postgres", "--"]
-    initdb = [tools[-1] / "initdb", "-D", folder / "db", "-A", "trust", "-U", "hlip", "-N"]
-    subprocess.run([*as_user, *initdb], check=True, capture_output=True, cwd=folder)
-    server = subprocess.Popen(
-        [*as_user, tools[-1] / "postgres", "-D", folder / "db", "-p", str(port), "-k", folder, "-F"],
-        stderr=subprocess.DEVNULL,
-        cwd=folder,
-    )
-    try:
-        wait_until(lambda: is_open(port), "PostgreSQL to start")
-        yield f"postgresql+psycopg://hlip@127.0.0.1:{port}/postgres"
-    finally:
-        server.terminate()
-        server.wait(30)
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])

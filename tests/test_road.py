@@ -20,6 +20,8 @@ from plugin.settings import ResultsSettings
 from road import head_ct, renamed, road, settings
 from series import chest, head, series, write
 
+pytestmark = pytest.mark.usefixtures("stack")
+
 DELIVER = {"send_results_of_untrained_or_phantom_models": True, "first_retry_seconds": 0.2}
 POSITIVE = {"intracranial_hemorrhage": -1.0}
 

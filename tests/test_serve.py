@@ -11,6 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from peers import dcmsend, free_port, is_open, wait_until
 from plugin.index.database import Database
 from plugin.index.overview import overview
@@ -29,6 +31,7 @@ class Server:
             **os.environ,
             "HLIP_SPOOL__FOLDER": str(folder / "data"),
             "HLIP_LISTENER__PORT": str(self.port),
+            "HLIP_WEB__PORT": str(free_port()),
             "HLIP_SETTLE__SERIES_QUIET_SECONDS": "0.3",
             "HLIP_SETTLE__STUDY_QUIET_SECONDS": "0.8",
             "HLIP_WORKERS__LEASE_SECONDS": "3",
@@ -52,7 +55,8 @@ class Server:
 
     def status(self) -> dict[str, Any]:
         """As `hlip status --json` gives it, read in this process."""
-        database = Database(f"sqlite:///{self.folder / 'data' / 'index.sqlite'}", lock=self.folder / "lock")
+        sqlite = f"sqlite:///{self.folder / 'data' / 'index.sqlite'}"
+        database = Database(self.environment.get("HLIP_INDEX__URL", sqlite), lock=self.folder / "lock")
         try:
             return overview(database)
         finally:
@@ -84,6 +88,7 @@ def serving(folder: Path, **variables: str) -> Iterator[Server]:
         server.stop()
 
 
+@pytest.mark.usefixtures("stack")
 def test_one_command_serves_a_study_and_stops_cleanly(tmp_path: Path) -> None:
     with serving(tmp_path) as server:
         roles = server.children()
@@ -109,7 +114,10 @@ def check_one_study(server: Server, tmp_path: Path) -> None:
     assert not any(uid.encode() in p.read_bytes() for p in messages)
 
 
-def test_each_process_that_is_killed_comes_back_and_nothing_is_lost(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "stack", ["sqlite-embedded", pytest.param("postgresql-rabbitmq", marks=pytest.mark.full)], indirect=True
+)
+def test_each_process_that_is_killed_comes_back_and_nothing_is_lost(tmp_path: Path, stack: str) -> None:
     with serving(tmp_path) as server:
         for number, role in enumerate(("listen", "schedule", "prepare", "analyse", "deliver"), 1):
             pid = wait_until(lambda role=role: server.children().get(role), role)
@@ -121,6 +129,7 @@ def test_each_process_that_is_killed_comes_back_and_nothing_is_lost(tmp_path: Pa
         assert all(len(study["revisions"]) == 1 for study in server.status()["studies"])
 
 
+@pytest.mark.usefixtures("stack")
 def test_everything_killed_at_once_is_taken_up_at_the_next_start(tmp_path: Path) -> None:
     server = Server(tmp_path, HLIP_SETTLE__STUDY_QUIET_SECONDS="3")
     server.start()

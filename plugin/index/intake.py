@@ -3,11 +3,13 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
+from typing import Any
 
-from sqlalchemy import select
+from sqlalchemy import insert, select
 from sqlalchemy.orm import Session
 
-from plugin.arrival import Arrival
+from hlip_core.reasons import Reason
+from plugin.arrival import Arrival, Kind
 from plugin.index.database import Database, clock
 from plugin.index.tables import Event, Instance, Result, Series, Study
 from plugin.lifecycle import SERIES_STEPS, STUDY_STEPS, SeriesState, Step, StudyState
@@ -30,21 +32,6 @@ class Intake:
     """Of the routing rule that fits; the study takes the most urgent of its series."""
 
 
-def _study(session: Session, arrival: Arrival) -> Study:
-    study = session.scalar(select(Study).where(Study.study_instance_uid == arrival.study_instance_uid))
-    if study is None:
-        study = Study(
-            study_instance_uid=arrival.study_instance_uid,
-            state=StudyState.IGNORED,
-            priority=100,
-            revision=0,
-            conflicts=0,
-        )
-        session.add(study)
-        session.flush()
-    return study
-
-
 def _describe(study: Study, arrival: Arrival) -> None:
     """The study's texts are those of its first image."""
     study.patient_id = arrival.text("PatientID")
@@ -54,82 +41,156 @@ def _describe(study: Study, arrival: Arrival) -> None:
     study.study_description = arrival.text("StudyDescription")
 
 
-def _series(session: Session, study: Study, arrival: Arrival) -> Series:
-    uid = arrival.series_instance_uid
-    series = session.scalar(select(Series).where(Series.study_id == study.id, Series.series_instance_uid == uid))
-    if series is None:
-        series = Series(
-            study_id=study.id,
-            series_instance_uid=uid,
-            state=SeriesState.IGNORED,
-            reason="non_image",
-            modality=arrival.text("Modality", 64),
-            series_number=arrival.series_number,
-            series_description=arrival.text("SeriesDescription"),
-            num_instances=0,
+@dataclass
+class _Known:
+    """An instance that the index has; without a row where it came with this batch."""
+
+    digest: str
+    row: Instance | None = None
+
+
+class _Batch:
+    """A batch's studies, series and instances: what the index has of them is read at once, what is new written at once.
+
+    An instance costs no statement of its own; only a study and a series that are new do.
+    """
+
+    def __init__(self, session: Session, batch: Sequence[Intake]) -> None:
+        now = session.scalar(select(clock()))
+        assert now is not None
+        self._session, self._now = session, now
+        arrivals = [intake.arrival for intake in batch]
+        study_uids = {arrival.study_instance_uid for arrival in arrivals}
+        series_uids = {arrival.series_instance_uid for arrival in arrivals}
+        sop_uids = {arrival.sop_instance_uid for arrival in arrivals}
+        studies = session.scalars(select(Study).where(Study.study_instance_uid.in_(study_uids))).all()
+        self._studies = {study.study_instance_uid: study for study in studies}
+        ids = [study.id for study in studies]
+        series = session.scalars(
+            select(Series).where(Series.study_id.in_(ids), Series.series_instance_uid.in_(series_uids))
+        ).all()
+        self._series = {(row.study_id, row.series_instance_uid): row for row in series}
+        instances = session.scalars(
+            select(Instance).where(
+                Instance.series_id.in_([row.id for row in series]), Instance.sop_instance_uid.in_(sop_uids)
+            )
         )
-        session.add(series)
-        session.flush()
-    return series
+        self._known = {(row.series_id, row.sop_instance_uid): _Known(row.digest, row) for row in instances}
+        ours = select(Result.series_instance_uid).where(Result.series_instance_uid.in_(series_uids)).distinct()
+        self._ours = set(session.scalars(ours))
+        self._new: list[dict[str, Any]] = []
+        self._opened: set[Study | Series] = set()
+        self._patients: dict[Kind, str] = {}
 
-
-def _reopen(row: Study | Series, step: Step, now: float) -> None:
-    row.state, row.reason, row.detail = step.target, None, ""
-    row.lease_owner = row.lease_until = None
-    row.attempts, row.next_try_at = 0, 0.0
-    row.last_image_at = now
-
-
-def _content_arrived(session: Session, study: Study, intake: Intake, now: float) -> None:
-    if study.first_image_at is None:
-        study.first_image_at = now
-        _describe(study, intake.arrival)
-        session.add(Event(study_id=study.id, stage="first image", at=now))
-    _reopen(study, STUDY_STEPS["image arrived"], now)
-    study.priority = min(study.priority, intake.priority)
-
-
-def _is_ours(session: Session, series: Series) -> bool:
-    """A result that came back from a PACS."""
-    ours = select(Result.id).where(Result.series_instance_uid == series.series_instance_uid).limit(1)
-    return session.scalar(ours) is not None
-
-
-def _add(session: Session, intake: Intake, now: float) -> Fate:
-    arrival = intake.arrival
-    study = _study(session, arrival)
-    series = _series(session, study, arrival)
-    known = session.scalar(
-        select(Instance).where(Instance.series_id == series.id, Instance.sop_instance_uid == arrival.sop_instance_uid)
-    )
-    if known is not None:
-        if known.digest == arrival.digest:
-            return Fate.DROP
-        study.conflicts += 1
-        return Fate.SET_ASIDE
-    session.add(
-        Instance(
-            series_id=series.id,
-            sop_class_uid=arrival.sop_class_uid,
-            sop_instance_uid=arrival.sop_instance_uid,
-            digest=arrival.digest,
-            patient_digest=arrival.patient_digest,
-            is_content=arrival.is_content,
-            size=arrival.size,
-            received_at=now,
+    def add(self, intake: Intake) -> Fate:
+        arrival = intake.arrival
+        study = self._study_of(arrival)
+        series = self._series_of(study, arrival)
+        key = (series.id, arrival.sop_instance_uid)
+        known = self._known.get(key)
+        if known is not None:
+            if known.digest == arrival.digest:
+                removed = known.row is not None and known.row.removed_at
+                return self._came_back(study, series, known.row, intake) if removed else Fate.DROP
+            study.conflicts += 1
+            return Fate.SET_ASIDE
+        self._known[key] = _Known(arrival.digest)
+        self._new.append(
+            {
+                "series_id": series.id,
+                "sop_class_uid": arrival.sop_class_uid,
+                "sop_instance_uid": arrival.sop_instance_uid,
+                "digest": arrival.digest,
+                "patient_digest": self._patient_of(arrival),
+                "is_content": arrival.is_content,
+                "size": arrival.size,
+                "received_at": self._now,
+            }
         )
-    )
-    series.num_instances += 1
-    if arrival.is_content:
-        _content_arrived(session, study, intake, now)
-    if arrival.is_image and not _is_ours(session, series):
-        _reopen(series, SERIES_STEPS["image arrived"], now)
-    return Fate.PLACE
+        series.num_instances += 1
+        study.instances_removed_at = None
+        self._open(study, series, intake)
+        return Fate.PLACE
+
+    def write(self) -> None:
+        if self._new:
+            self._session.execute(insert(Instance), self._new)
+
+    def _study_of(self, arrival: Arrival) -> Study:
+        study = self._studies.get(arrival.study_instance_uid)
+        if study is None:
+            study = self._studies[arrival.study_instance_uid] = Study(
+                study_instance_uid=arrival.study_instance_uid,
+                state=StudyState.IGNORED,
+                priority=100,
+                revision=0,
+                conflicts=0,
+            )
+            self._session.add(study)
+            self._session.flush()
+        return study
+
+    def _series_of(self, study: Study, arrival: Arrival) -> Series:
+        key = (study.id, arrival.series_instance_uid)
+        series = self._series.get(key)
+        if series is None:
+            series = self._series[key] = Series(
+                study_id=study.id,
+                series_instance_uid=arrival.series_instance_uid,
+                state=SeriesState.IGNORED,
+                reason="non_image",
+                modality=arrival.text("Modality", 64),
+                series_number=arrival.series_number,
+                series_description=arrival.text("SeriesDescription"),
+                num_instances=0,
+            )
+            self._session.add(series)
+            self._session.flush()
+        return series
+
+    def _patient_of(self, arrival: Arrival) -> str:
+        kind = arrival.kind
+        if kind not in self._patients:
+            self._patients[kind] = arrival.patient_digest
+        return self._patients[kind]
+
+    def _open(self, study: Study, series: Series, intake: Intake) -> None:
+        """Images open their study and series again; objects of other kinds, and our own, do not."""
+        if intake.arrival.is_content:
+            self._content_arrived(study, intake)
+        if intake.arrival.is_image and series.series_instance_uid not in self._ours:
+            self._reopen(series, SERIES_STEPS["image arrived"])
+
+    def _content_arrived(self, study: Study, intake: Intake) -> None:
+        if study.first_image_at is None:
+            study.first_image_at = self._now
+            _describe(study, intake.arrival)
+            self._session.add(Event(study_id=study.id, stage="first image", at=self._now))
+        self._reopen(study, STUDY_STEPS["image arrived"])
+        study.priority = min(study.priority, intake.priority)
+
+    def _reopen(self, row: Study | Series, step: Step) -> None:
+        if row not in self._opened:
+            self._opened.add(row)
+            row.state, row.reason, row.detail = step.target, None, ""
+            row.lease_owner = row.lease_until = None
+            row.attempts, row.next_try_at = 0, 0.0
+            row.last_image_at = self._now
+
+    def _came_back(self, study: Study, series: Series, known: Instance | None, intake: Intake) -> Fate:
+        """The same instance again after it was removed: kept anew. It starts something only where it was missed."""
+        assert known is not None
+        known.removed_at, known.received_at = None, self._now
+        study.instances_removed_at = None
+        if series.reason == Reason.REMOVED:
+            self._open(study, series, intake)
+        return Fate.PLACE
 
 
 def add_instances(database: Database, batch: Sequence[Intake]) -> list[Fate]:
     """Index a batch in one transaction; what is to become of each file, in the same order."""
     with database.write() as session:
-        now = session.scalar(select(clock()))
-        assert now is not None
-        return [_add(session, intake, now) for intake in batch]
+        rows = _Batch(session, batch)
+        fates = [rows.add(intake) for intake in batch]
+        rows.write()
+        return fates

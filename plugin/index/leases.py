@@ -153,8 +153,11 @@ def claimable(database: Database, name: str, *, max_attempts: int, limit: int = 
         return list(session.scalars(rows.limit(limit)))
 
 
-def put_back(database: Database, item: Claim, *, detail: str, wait_seconds: float) -> None:
-    """The work failed for now: it waits, and is claimed again after `wait_seconds`."""
+def put_back(database: Database, item: Claim, *, detail: str, wait_seconds: float, is_to_blame: bool = True) -> None:
+    """The work failed for now: it waits, and is claimed again after `wait_seconds`.
+
+    Where the item itself `is_to_blame`, the try counts; many of them and it is given up.
+    """
     queue = QUEUES[item.queue]
     back = (
         update(queue.table)
@@ -165,6 +168,7 @@ def put_back(database: Database, item: Claim, *, detail: str, wait_seconds: floa
             lease_owner=None,
             lease_until=None,
             next_try_at=clock() + wait_seconds,
+            attempts=queue.table.attempts - (0 if is_to_blame else 1),
         )
         .execution_options(synchronize_session=False)
     )

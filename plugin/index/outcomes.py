@@ -4,13 +4,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from sqlalchemy import select, update
+from sqlalchemy import exists, select, update
 from sqlalchemy.orm import Session
 
 from plugin.index import withdrawal
 from plugin.index.database import Database, clock
 from plugin.index.leases import Claim, held
-from plugin.index.tables import Delivery, Event, Result, Revision, Series, Study
+from plugin.index.tables import Delivery, Event, Instance, Result, Revision, Series, Study
 from plugin.index.withdrawal import NewNote, NewResult
 from plugin.lifecycle import (
     DELIVERY_STEPS,
@@ -39,6 +39,7 @@ def series_prepared(database: Database, claim: Claim, *, notes: Sequence[str], s
             state=SERIES_STEPS["prepared"].target,
             reason=None,
             notes=list(notes),
+            prepared_removed_at=None,
         ) and _series_event(session, claim, "prepared", seconds)
 
 
@@ -51,11 +52,13 @@ def series_refused(database: Database, claim: Claim, *, reason: str, detail: str
             state=SERIES_STEPS["refused"].target,
             reason=reason,
             detail=detail,
+            prepared_removed_at=None,
         ) and _series_event(session, claim, "refused", seconds)
 
 
 def _series_event(session: Session, claim: Claim, stage: str, seconds: float) -> bool:
     series = session.get_one(Series, claim.id)
+    series.study.prepared_removed_at = None
     session.add(
         Event(
             study_id=series.study_id,
@@ -129,6 +132,7 @@ def study_reported(
             state=STUDY_STEPS["reported"].target,
             reason=None,
             revision=revision.number,
+            results_removed_at=None,
         ):
             return False
         _supersede(session, claim.id, note)
@@ -212,14 +216,18 @@ class Retried:
 def retry(database: Database, *, study_instance_uid: str | None = None) -> Retried:
     """Everything that was given up or refused by a destination waits again; of one study, or of all.
 
-    Naming a study prepares all its series again, whatever became of them, and analyses it anew.
+    Naming a study prepares all its series again, whatever became of them, and analyses it anew. A series whose
+    images were removed stays as it is.
     """
     with database.write() as session:
         chosen = select(Study.id)
         if study_instance_uid is not None:
             chosen = chosen.where(Study.study_instance_uid == study_instance_uid)
         anew = {"attempts": 0, "next_try_at": 0.0, "detail": "", "lease_owner": None, "lease_until": None}
-        series = update(Series).where(Series.study_id.in_(chosen), Series.state.in_(SERIES_STEPS["retry"].sources))
+        gone = exists().where(Instance.series_id == Series.id, Instance.removed_at.is_not(None))
+        series = update(Series).where(
+            Series.study_id.in_(chosen), Series.state.in_(SERIES_STEPS["retry"].sources), ~gone
+        )
         if study_instance_uid is None:
             series = series.where(Series.reason == "crashed")
         series = series.values(state=SERIES_STEPS["retry"].target, reason=None, **anew)
@@ -234,6 +242,7 @@ def retry(database: Database, *, study_instance_uid: str | None = None) -> Retri
         refused = (
             select(Delivery.id).join(Result).join(Revision).where(
                 Revision.study_id.in_(chosen),
+                Result.removed_at.is_(None),
                 Revision.current | Result.is_note | (Delivery.action == "delete"),
                 Delivery.state.in_([DeliveryState.REFUSED, DeliveryState.WAITING]))
         )  # fmt: skip
@@ -251,7 +260,7 @@ def let_out_held(database: Database) -> int:
     with database.write() as session:
         held_ids = (
             select(Delivery.id).join(Result).join(Revision)
-            .where(Revision.current, Delivery.state == DeliveryState.HELD)
+            .where(Revision.current, Delivery.state == DeliveryState.HELD, Result.removed_at.is_(None))
         )  # fmt: skip
         return session.execute(
             update(Delivery)

@@ -1,13 +1,14 @@
 """Reading the index: what workers need of a study, and what people want to see."""
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session, selectinload
 
 from plugin.index.database import Database, clock
-from plugin.index.tables import Delivery, Event, Instance, Result, Revision, Series, Study
+from plugin.index.tables import Delivery, Event, Instance, Removal, Result, Revision, Series, Study
 from plugin.study import InstanceView, ResultView, RevisionView, SeriesView, StudyView
 
 
@@ -23,7 +24,8 @@ def _series_view(study_uid: str, row: Series) -> SeriesView:
         detail=row.detail,
         notes=tuple(row.notes or ()),
         instances=tuple(
-            InstanceView(i.sop_class_uid, i.sop_instance_uid, i.is_content, i.patient_digest) for i in row.instances
+            InstanceView(i.sop_class_uid, i.sop_instance_uid, i.is_content, i.patient_digest, i.removed_at is not None)
+            for i in row.instances
         ),
     )
 
@@ -42,23 +44,36 @@ def study_view(database: Database, study_id: int) -> StudyView:
         return StudyView(
             study_instance_uid=study.study_instance_uid,
             series=tuple(sorted(views, key=lambda series: series.order)),
-            last=None if last is None else _revision_view(last),
+            last=None if last is None else _revision_view(last, study.revisions[:-1]),
         )
 
 
-def _revision_view(row: Revision) -> RevisionView:
-    results = (
+def _results(row: Revision) -> list[ResultView]:
+    return [
         ResultView(r.sop_class_uid, r.sop_instance_uid, r.series_instance_uid, r.path)
         for r in row.results
         if not r.is_note
-    )
+    ]
+
+
+def _has_note(row: Revision) -> bool:
+    return any(result.is_note for result in row.results)
+
+
+def _revision_view(row: Revision, earlier: Sequence[Revision]) -> RevisionView:
+    standing: list[ResultView] = []
+    for before, after in reversed(list(pairwise([*earlier, row]))):
+        if _has_note(before) or _has_note(after):  # a note names all that stood when it was written
+            break
+        standing += _results(before)
     return RevisionView(
         number=row.number,
         inputs_digest=row.inputs_digest,
         content_digest=row.content_digest,
-        results=tuple(results),
+        results=tuple(_results(row)),
         withdrawn=row.withdrawn is not None,
         reissue=row.reissue,
+        standing=tuple(standing),
     )
 
 
@@ -87,6 +102,7 @@ def _result(result: Result) -> dict[str, Any]:
         "sop_class_uid": result.sop_class_uid,
         "sop_instance_uid": result.sop_instance_uid,
         "path": result.path,
+        "removed_at": result.removed_at,
         "deliveries": _deliveries(result),
     }
 
@@ -113,6 +129,11 @@ def _timeline(session: Session, study_id: int) -> list[dict[str, Any]]:
     ]
 
 
+def _removals(session: Session, study_id: int) -> list[dict[str, Any]]:
+    removals = session.scalars(select(Removal).where(Removal.study_id == study_id).order_by(Removal.id))
+    return [{"kind": r.kind, "at": r.marked_at, "files": r.files, "bytes": r.bytes} for r in removals]
+
+
 def _study(session: Session, study: Study, *, whole: bool) -> dict[str, Any]:
     """One study without anything that names the patient."""
     return {
@@ -125,6 +146,7 @@ def _study(session: Session, study: Study, *, whole: bool) -> dict[str, Any]:
         "conflicting_instances": study.conflicts,
         "first_image_at": study.first_image_at,
         "last_image_at": study.last_image_at,
+        "committed_at": study.committed_at,
         "series": [
             {
                 "series_instance_uid": s.series_instance_uid,
@@ -141,6 +163,7 @@ def _study(session: Session, study: Study, *, whole: bool) -> dict[str, Any]:
         ],
         "revisions": [_revision(r, findings=whole) for r in study.revisions],
         "timeline": _timeline(session, study.id),
+        "removals": _removals(session, study.id),
     }
 
 

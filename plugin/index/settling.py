@@ -22,6 +22,24 @@ def settle_series(database: Database, *, quiet_seconds: float, open_studies: Ope
         return session.execute(quiet).rowcount  # type: ignore[attr-defined]
 
 
+def prepare_again(database: Database) -> int:
+    """Series of studies that are taken up again, and whose prepared scans were removed meanwhile. How many."""
+    step = SERIES_STEPS["needed again"]
+    open_again = select(Study.id).where(Study.state == StudyState.RECEIVING)
+    again = (
+        update(Series)
+        .where(
+            Series.state.in_(step.sources),
+            Series.prepared_removed_at.is_not(None),
+            Series.study_id.in_(open_again),
+        )
+        .values(state=step.target, attempts=0, next_try_at=0.0)
+        .execution_options(synchronize_session=False)
+    )
+    with database.write() as session:
+        return session.execute(again).rowcount  # type: ignore[attr-defined]
+
+
 def settle_studies(database: Database, *, quiet_seconds: float, open_studies: OpenStudies) -> int:
     """Studies that were quiet long enough and whose series are all prepared or refused become ready. How many."""
     undone = exists().where(Series.study_id == Study.id, Series.state.not_in(SERIES_DONE))

@@ -5,7 +5,7 @@ delivery for each destination. What a person would be identified by is in `study
 results; nothing here is ever logged.
 """
 
-from sqlalchemy import ForeignKey, Index, LargeBinary, MetaData, String, Text, UniqueConstraint
+from sqlalchemy import BigInteger, ForeignKey, Index, LargeBinary, MetaData, String, Text, UniqueConstraint
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
 from sqlalchemy.types import JSON
 
@@ -50,6 +50,12 @@ class Study(Leased, Base):
     conflicts: Mapped[int] = mapped_column(default=0)
     first_image_at: Mapped[float | None]
     last_image_at: Mapped[float | None]
+    committed_at: Mapped[float | None]
+    """When storage commitment was first given for instances of it: from then on they stay."""
+    instances_removed_at: Mapped[float | None]
+    """When the rules of retention last removed its instances; None while some lie here. The next two alike."""
+    prepared_removed_at: Mapped[float | None]
+    results_removed_at: Mapped[float | None]
 
     series: Mapped[list["Series"]] = relationship(back_populates="study", order_by="Series.id")
     revisions: Mapped[list["Revision"]] = relationship(back_populates="study", order_by="Revision.number")
@@ -69,6 +75,8 @@ class Series(Leased, Base):
     notes: Mapped[list[str]] = mapped_column(JSON, default=list)
     num_instances: Mapped[int] = mapped_column(default=0)
     last_image_at: Mapped[float | None]
+    prepared_removed_at: Mapped[float | None]
+    """Its prepared scan and header are gone since then; a series that is needed again is prepared again."""
 
     study: Mapped[Study] = relationship(back_populates="series")
     instances: Mapped[list["Instance"]] = relationship(back_populates="series", order_by="Instance.sop_instance_uid")
@@ -87,6 +95,8 @@ class Instance(Base):
     is_content: Mapped[bool]
     size: Mapped[int]
     received_at: Mapped[float]
+    removed_at: Mapped[float | None]
+    """Its file is gone since then, or is just going; None again when the same instance comes back."""
 
     series: Mapped[Series] = relationship(back_populates="instances")
 
@@ -129,6 +139,8 @@ class Result(Base):
     path: Mapped[str] = mapped_column(Text)
     is_note: Mapped[bool] = mapped_column(default=False)
     """The note that rejects objects of its revision, not one of them."""
+    removed_at: Mapped[float | None]
+    """Its file is gone since then, or is just going."""
 
     revision: Mapped[Revision] = relationship(back_populates="results")
     deliveries: Mapped[list["Delivery"]] = relationship(back_populates="result", order_by="Delivery.id")
@@ -160,3 +172,19 @@ class Event(Base):
     stage: Mapped[str] = mapped_column(String(32))
     at: Mapped[float]
     seconds: Mapped[float | None]
+
+
+class Removal(Base):
+    """What the rules of retention removed of a study, and when. Without `done_at` its files may still be there."""
+
+    __tablename__ = "removal"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    study_id: Mapped[int | None] = mapped_column(ForeignKey("study.id"), index=True)
+    """None for arrivals that could not be read."""
+    kind: Mapped[str] = mapped_column(String(16))
+    """The folder in the spool: ``instances``, ``prepared``, ``results`` or ``conflicting``."""
+    marked_at: Mapped[float]
+    done_at: Mapped[float | None]
+    files: Mapped[int] = mapped_column(default=0)
+    bytes: Mapped[int] = mapped_column(BigInteger, default=0)

@@ -32,13 +32,15 @@ class NewNote:
 
 
 def reject(session: Session, revision: Revision, note: NewNote) -> list[str]:
-    """Put the note, and the deletions, in the outbox. The destinations: all that may hold one of the objects."""
+    """Put the note, and the deletions, in the outbox. The destinations: all that may hold one of the objects.
+
+    What is to be deleted is named by its file, so an object whose file was removed here is rejected only.
+    """
     reached = list(
         session.scalars(
             select(Delivery)
             .join(Result)
             .where(
-                Result.revision_id == revision.id,
                 Result.sop_instance_uid.in_(note.rejects),
                 Delivery.state.in_(DELIVERY_STEPS["to be deleted"].sources),
                 Delivery.attempts > 0,
@@ -47,7 +49,7 @@ def reject(session: Session, revision: Revision, note: NewNote) -> list[str]:
         )
     )
     for delivery in reached:
-        if delivery.destination in note.delete_at:
+        if delivery.destination in note.delete_at and delivery.result.removed_at is None:
             delivery.action, delivery.state = "delete", DELIVERY_STEPS["to be deleted"].target
             delivery.next_try_at = delivery.lease_until or 0.0  # not while it is being sent
             delivery.attempts, delivery.detail = 0, ""
@@ -109,6 +111,7 @@ def withdraw(
         destinations = reject(session, revision, note)
         drop_waiting(session, revision)
         revision.current, revision.withdrawn = False, reason
+        study.results_removed_at = None
         session.add(Event(study_id=study.id, stage="withdrawn", at=clock()))
         session.flush()
         publish()

@@ -1,0 +1,115 @@
+"""Associations that were granted more than storage and verification: pynetdicom serves them, whole.
+
+Its association is given the socket and the A-ASSOCIATE-RQ that was read from it already, so it begins at the beginning.
+"""
+
+import socket
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from io import BytesIO
+from typing import Any
+
+from pynetdicom import AE, evt
+from pynetdicom import _config as pynetdicom_config
+from pynetdicom.association import Association
+from pynetdicom.dimse_primitives import C_STORE
+from pynetdicom.events import Event, EventType
+from pynetdicom.presentation import PresentationContext
+from pynetdicom.transport import AddressInformation, AssociationSocket
+
+from plugin.settings import ListenerSettings
+from plugin.storage import SUCCESS, Sender, Storage
+
+Handler = tuple[EventType, Callable[[Event], Any]]
+UNLIMITED = 1 << 20  # admission counts associations, not pynetdicom
+
+
+@dataclass(frozen=True)
+class Service:
+    """What a listener offers besides storage and verification: presentation contexts, and pynetdicom's handlers."""
+
+    contexts: Sequence[PresentationContext]
+    handlers: Sequence[Handler]
+
+
+class _Replayed(AssociationSocket):
+    """A socket from which some bytes were read already."""
+
+    def __init__(self, association: Association, connection: socket.socket, read: bytes) -> None:
+        super().__init__(association, client_socket=connection)
+        self._read = bytearray(read)
+
+    @property
+    def ready(self) -> bool:
+        return bool(self._read) or super().ready
+
+    def recv(self, nr_bytes: int) -> bytearray:
+        first, self._read = self._read[:nr_bytes], self._read[nr_bytes:]
+        return first + super().recv(nr_bytes - len(first)) if len(first) < nr_bytes else first
+
+
+class Handover:
+    """Args: `contexts` are all that the listener supports; the request was admitted already."""
+
+    def __init__(
+        self,
+        settings: ListenerSettings,
+        storage: Storage,
+        contexts: Sequence[PresentationContext],
+        services: Sequence[Service],
+    ) -> None:
+        pynetdicom_config.LOG_HANDLER_LEVEL = "none"
+        self._settings = settings
+        self._storage = storage
+        self._contexts = list(contexts)
+        self._handlers = [handler for service in services for handler in service.handlers]
+        self._ae = AE(ae_title=settings.ae_title)
+        self._ae.maximum_pdu_size = settings.max_pdu_length
+        self._ae.maximum_associations = UNLIMITED
+        timeout = settings.network_timeout_seconds or None
+        self._ae.network_timeout = self._ae.dimse_timeout = self._ae.acse_timeout = timeout
+
+    def serve(self, connection: socket.socket, read: bytes, sender: Sender, address: str) -> None:
+        """Serve one association until its end. `read` is its A-ASSOCIATE-RQ."""
+        association = self._association(connection, read, address)
+        association.bind(evt.EVT_C_ECHO, lambda event: SUCCESS)
+        association.bind(evt.EVT_C_STORE, lambda event: self._on_c_store(event, sender))
+        for event, handler in self._handlers:
+            association.bind(event, handler)
+        association.start()
+        association.join()
+        if association.dul.is_alive():
+            association.dul.join()
+
+    def abort(self) -> None:
+        """Abort all that are open."""
+        for thread in threading.enumerate():
+            if isinstance(thread, Association) and thread.ae is self._ae:
+                thread.abort()
+
+    def _association(self, connection: socket.socket, read: bytes, address: str) -> Association:
+        association = Association(self._ae, "acceptor")
+        association.set_socket(_Replayed(association, connection, read))
+        acceptor = association.acceptor
+        acceptor.maximum_length = self._settings.max_pdu_length
+        acceptor.ae_title = self._settings.ae_title
+        acceptor.implementation_class_uid = self._ae.implementation_class_uid
+        acceptor.implementation_version_name = self._ae.implementation_version_name
+        acceptor.supported_contexts = self._contexts
+        host, port = connection.getsockname()[:2]
+        acceptor.address_info = AddressInformation(host, port)
+        association.requestor.address_info = AddressInformation(address, connection.getpeername()[1])
+        return association
+
+    def _on_c_store(self, event: Event, sender: Sender) -> int:
+        request = event.request
+        assert isinstance(request, C_STORE) and isinstance(request.DataSet, BytesIO)
+        receiving = self._storage.receive(
+            sender,
+            sop_class_uid=str(request.AffectedSOPClassUID or ""),
+            sop_instance_uid=str(request.AffectedSOPInstanceUID or ""),
+            transfer_syntax_uid=event.context.transfer_syntax,
+        )
+        receiving.add(request.DataSet.getbuffer())
+        return receiving.finish()

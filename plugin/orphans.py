@@ -1,0 +1,90 @@
+"""What lies in the spool and no one knows of: left behind by kills, or older than an index that was put back.
+
+An instance that the index does not know was acknowledged all the same, so it goes back to ``incoming/``, to be indexed.
+All else of this kind can be made again, or never was whole, and goes.
+"""
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from plugin.index import retention as index
+from plugin.index.database import Database
+from plugin.retention import remove_if_empty
+from plugin.spool import Spool
+
+MIN_AGE_SECONDS = 86400.0
+"""Younger things may be someone's work of this moment."""
+
+
+@dataclass(frozen=True)
+class Orphan:
+    path: Path
+    what: str
+    fate: Literal["index again", "remove"]
+
+    @property
+    def bytes(self) -> int:
+        return self.path.stat().st_size if self.path.is_file() else 0
+
+
+def _is_old(path: Path, min_age_seconds: float) -> bool:
+    try:
+        return path.stat().st_mtime <= time.time() - min_age_seconds
+    except FileNotFoundError:
+        return False
+
+
+def find(spool: Spool, database: Database, *, min_age_seconds: float = MIN_AGE_SECONDS) -> Iterator[Orphan]:
+    """Orphans older than `min_age_seconds`: files first, then folders without files."""
+    for orphan in (*_instances(spool, database), *_prepared(spool, database), *_results(spool, database)):
+        if _is_old(orphan.path, min_age_seconds):
+            yield orphan
+    for part in spool.folder.rglob(".*.part"):
+        if _is_old(part, min_age_seconds):
+            yield Orphan(part, "half-written file", "remove")
+    for root in (spool.instances, spool.prepared, spool.results, spool.conflicting):
+        for folder in sorted((p for p in root.rglob("*") if p.is_dir()), reverse=True):
+            if not any(folder.iterdir()) and _is_old(folder, min_age_seconds):
+                yield Orphan(folder, "empty folder", "remove")
+
+
+def _instances(spool: Spool, database: Database) -> Iterator[Orphan]:
+    for study in spool.instances.iterdir():
+        rows = index.known(database, "instances", study.name)
+        for path in study.glob("*/*.dcm"):
+            lies_here = rows.get((path.parent.name, path.stem))
+            if lies_here is None:
+                yield Orphan(path, "instance that the index does not know", "index again")
+            elif not lies_here:
+                yield Orphan(path, "left over by a removal", "remove")
+
+
+def _prepared(spool: Spool, database: Database) -> Iterator[Orphan]:
+    for study in spool.prepared.iterdir():
+        rows = index.known(database, "prepared", study.name)
+        for path in study.iterdir():
+            series_uid = path.name.removesuffix(".b2nd").removesuffix(".header.dcm")
+            if not path.name.startswith(".") and not rows.get((series_uid, series_uid)):
+                yield Orphan(path, "prepared scan that the index does not know", "remove")
+
+
+def _results(spool: Spool, database: Database) -> Iterator[Orphan]:
+    for study in spool.results.iterdir():
+        lying = {name for (_, name), lies_here in index.known(database, "results", study.name).items() if lies_here}
+        for path in study.glob("*/*"):
+            if not path.name.startswith(".") and spool.relative(path) not in lying:
+                yield Orphan(path, "result that the index does not know", "remove")
+
+
+def settle(spool: Spool, orphan: Orphan) -> None:
+    """Do what is to be done with an orphan; one that is gone is no error."""
+    if orphan.fate == "index again":
+        spool.take_back(orphan.path)
+    elif orphan.path.is_dir():
+        remove_if_empty(orphan.path)
+    else:
+        orphan.path.unlink(missing_ok=True)
+        remove_if_empty(orphan.path.parent)

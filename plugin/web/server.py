@@ -1,0 +1,133 @@
+"""The HTTP server under the application: uvicorn in a thread, with limits on what a slow or strange client may hold."""
+
+import asyncio
+import logging
+import os
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import h11
+import structlog
+import uvicorn
+from starlette.types import ASGIApp
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from plugin.settings import WebSettings
+
+log = structlog.get_logger("hlip.web")
+
+HEAD_SECONDS = 10.0
+"""A connection whose next request has begun, or which never had one, must show a whole head within this time."""
+
+KEEP_ALIVE_SECONDS = 15
+MAX_CONNECTIONS = 512
+STOP_SECONDS = 10
+
+
+class _ImpatientProtocol(H11Protocol):
+    """HTTP/1.1 that hangs up on clients that are slow with a request's head."""
+
+    _deadline: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._watch()
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        self._watch()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._forget()
+        super().connection_lost(exc)
+
+    def _watch(self) -> None:
+        if self.conn.their_state is not h11.IDLE:
+            self._forget()
+        elif self._deadline is None:
+            self._deadline = self.loop.call_later(HEAD_SECONDS, self._hang_up)
+
+    def _forget(self) -> None:
+        if self._deadline is not None:
+            self._deadline.cancel()
+            self._deadline = None
+
+    def _hang_up(self) -> None:
+        self._deadline = None
+        if self.conn.their_state is h11.IDLE:
+            self.transport.close()
+
+
+class WebServer:
+    """An application that answers in the background.
+
+    Args:
+        settings: where; port 0 takes a free one (see `port`).
+    """
+
+    def __init__(self, app: ASGIApp, settings: WebSettings) -> None:
+        logging.getLogger("uvicorn").setLevel(logging.CRITICAL)  # its texts may quote what was sent
+        self._settings = settings
+        self.port = settings.port
+        config = uvicorn.Config(
+            app,
+            http=_ImpatientProtocol,
+            ws="none",
+            lifespan="on",
+            loop="asyncio",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            proxy_headers=False,
+            limit_concurrency=MAX_CONNECTIONS,
+            timeout_keep_alive=KEEP_ALIVE_SECONDS,
+            timeout_graceful_shutdown=STOP_SECONDS,
+        )
+        self._server = uvicorn.Server(config)
+        self._thread: threading.Thread | None = None
+
+    def start(self) -> None:
+        """Raises OSError where the address cannot be bound, RuntimeError where the application does not start."""
+        listening = self._bound()
+        self.port = listening.getsockname()[1]
+        arguments: dict[str, Any] = {"sockets": [listening]}
+        self._thread = threading.Thread(target=self._server.run, kwargs=arguments, name="web")
+        self._thread.start()
+        while not self._server.started:
+            if not self._thread.is_alive():
+                raise RuntimeError("the web application did not start")
+            time.sleep(0.01)
+        log.info("serving", host=self._settings.host, port=self.port)
+
+    def stop(self) -> None:
+        """Finish what is open, for a while, and close the port."""
+        if self._thread is not None:
+            self._server.should_exit = True
+            self._thread.join()
+
+    def _bound(self) -> socket.socket:
+        host, port = self._settings.host, self._settings.port
+        try:
+            family = socket.AF_INET6 if ":" in host else socket.AF_INET
+            listening = socket.create_server((host, port), family=family, backlog=256)
+        except OSError as error:
+            why = os.strerror(error.errno) if error.errno else str(error)
+            raise OSError(error.errno, f"the web server cannot listen on {host}:{port}: {why}") from error
+        # connections inherit it; without it the second half of an answer waits 40 ms for the first to be confirmed
+        listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        return listening
+
+
+@contextmanager
+def serving(app: ASGIApp, settings: WebSettings) -> Iterator[WebServer]:
+    """A started server, stopped at the end."""
+    server = WebServer(app, settings)
+    server.start()
+    try:
+        yield server
+    finally:
+        server.stop()

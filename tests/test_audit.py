@@ -1,0 +1,326 @@
+"""The audit trail: messages by the schema of PS3.15 section A.5.1, and a receiver that may be away or hostile."""
+
+import base64
+import re
+import socket
+import ssl
+import stat
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from xml.etree import ElementTree as ET
+
+import pytest
+from pydantic import ValidationError
+from pydicom import dcmread
+
+from certificates import Authority
+from peers import free_port, orthanc, storescu, wait_until
+from plugin import audit_message, tls
+from plugin.audit import Trail
+from plugin.audit_message import Node, Source, StudyObjects
+from plugin.listener import listening
+from plugin.settings import AuditSettings, ListenerSettings
+from plugin.spool import Spool
+from road import head_ct, road, tiny_bundle
+
+CT, SR = "1.2.840.10008.5.1.4.1.1.2", "1.2.840.10008.5.1.4.1.1.88.33"
+SOURCE = Source("hlip", "City Hospital", "HLIP")
+STUDY = StudyObjects("1.2.3", {CT: 40, SR: 1})
+PEER = Node("CT1", "10.1.2.3")
+
+MESSAGES: dict[str, Callable[[], bytes]] = {
+    "start": lambda: audit_message.application_activity(SOURCE, is_start=True),
+    "stop": lambda: audit_message.application_activity(SOURCE, is_start=False),
+    "received": lambda: audit_message.instances_transferred(SOURCE, [STUDY], sender=PEER),
+    "sent": lambda: audit_message.instances_transferred(SOURCE, [STUDY], receiver=PEER, patient_id="4711"),
+    "refused": lambda: audit_message.instances_transferred(SOURCE, [STUDY], receiver=PEER, outcome="4"),
+    "alert": lambda: audit_message.security_alert(SOURCE, PEER, "calling AE title not recognized"),
+    "deleted": lambda: audit_message.study_deleted(SOURCE, STUDY),
+}
+
+# The schema of PS3.15 section A.5.1 for the elements that we use: attributes that must and may be there, and children
+# in their order with "?" for at most one, "*" for any number, "+" for one or more.
+CODED = ({"csd-code", "codeSystemName", "originalText"}, {"displayName"}, ())
+SCHEMA: dict[str, tuple[set[str], set[str], tuple[str, ...]]] = {
+    "AuditMessage": (set(), set(), ("EventIdentification", "ActiveParticipant+", "AuditSourceIdentification",
+                                    "ParticipantObjectIdentification*")),
+    "EventIdentification": ({"EventDateTime", "EventOutcomeIndicator"}, {"EventActionCode"},
+                            ("EventID", "EventTypeCode*", "EventOutcomeDescription?")),
+    "EventID": CODED, "EventTypeCode": CODED, "RoleIDCode": CODED, "ParticipantObjectIDTypeCode": CODED,
+    "ActiveParticipant": ({"UserID", "UserIsRequestor"}, {"AlternativeUserID", "UserName", "NetworkAccessPointID",
+                                                          "NetworkAccessPointTypeCode"}, ("RoleIDCode*",)),
+    "AuditSourceIdentification": ({"AuditSourceID"}, {"AuditEnterpriseSiteID"}, ("AuditSourceTypeCode*",)),
+    "AuditSourceTypeCode": ({"csd-code"}, {"codeSystemName", "originalText"}, ()),
+    "ParticipantObjectIdentification": (
+        {"ParticipantObjectID"}, {"ParticipantObjectTypeCode", "ParticipantObjectTypeCodeRole"},
+        ("ParticipantObjectIDTypeCode", "ParticipantObjectName", "ParticipantObjectDetail*",
+         "ParticipantObjectDescription*")),
+    "ParticipantObjectName": (set(), set(), ()),
+    "ParticipantObjectDetail": ({"type", "value"}, set(), ()),
+    "ParticipantObjectDescription": (set(), set(), ("SOPClass*",)),
+    "SOPClass": ({"NumberOfInstances"}, {"UID"}, ()),
+}  # fmt: skip
+VALUES = {
+    "EventActionCode": "[CRUDE]", "EventOutcomeIndicator": "0|4|8|12", "UserIsRequestor": "true|false",
+    "NetworkAccessPointTypeCode": "[1-5]", "ParticipantObjectTypeCode": "[1-4]", "NumberOfInstances": r"\d+",
+    "ParticipantObjectTypeCodeRole": r"\d{1,2}",
+    "EventDateTime": r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?[+-]\d\d:\d\d",
+}  # fmt: skip
+
+
+def check(element: ET.Element) -> None:
+    """Hold an element and all below it against the schema."""
+    must, may, children = SCHEMA[element.tag]
+    assert must <= set(element.attrib) <= must | may, element.tag
+    for name, value in element.attrib.items():
+        assert value and re.fullmatch(VALUES.get(name, ".*"), value), (name, value)
+    order = "".join(f"({name.rstrip('?*+')},){name[len(name.rstrip('?*+')) :]}" for name in children)
+    assert re.fullmatch(order, "".join(f"{child.tag}," for child in element)), element.tag
+    for child in element:
+        check(child)
+
+
+def parsed(line: bytes) -> ET.Element:
+    """The audit message in a syslog message, whose header must be as RFC 5424 and PS3.15 section A.6 say."""
+    header, mark, content = line.partition(b"\xef\xbb\xbf")
+    at = rb"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d+[+-]\d\d:\d\d"
+    assert mark and re.fullmatch(rb"<8[45]>1 " + at + rb" \S{1,255} hlip \d+ DICOM\+RFC3881 - ", header)
+    assert b"\n" not in content
+    message = ET.fromstring(content)
+    check(message)
+    return message
+
+
+def event(message: ET.Element) -> str:
+    identification = message.find("EventIdentification")
+    assert identification is not None
+    return " ".join(code.attrib["originalText"] for code in identification)
+
+
+@pytest.mark.parametrize("name", MESSAGES)
+def test_every_message_is_as_the_schema_says(name: str) -> None:
+    check(ET.fromstring(MESSAGES[name]()))
+
+
+def test_a_transfer_names_both_ends_and_the_study() -> None:
+    message = ET.fromstring(MESSAGES["received"]())
+    roles = {p[0].attrib["originalText"]: p.attrib for p in message.findall("ActiveParticipant")}
+    sender, receiver = roles["Source Role ID"], roles["Destination Role ID"]
+    assert (sender["UserID"], sender["NetworkAccessPointID"], sender["UserIsRequestor"]) == ("CT1", "10.1.2.3", "true")
+    assert receiver["AlternativeUserID"] == "AETITLES=HLIP"
+    (study,) = message.findall("ParticipantObjectIdentification")
+    assert study.attrib["ParticipantObjectID"] == "1.2.3"
+    assert {c.attrib["UID"]: c.attrib["NumberOfInstances"] for c in study.iter("SOPClass")} == {CT: "40", SR: "1"}
+
+
+def test_what_a_hostile_peer_says_stays_text() -> None:
+    """In particular it makes no line of its own, no element, and no XML that cannot be read."""
+    evil = Node('A"><X/>\r\n<85>1 \x1b[2J\0é', "10.0.0.1")
+    content = audit_message.security_alert(SOURCE, evil, "cause\n<Y/>\0")
+    message = ET.fromstring(content)
+    check(message)
+    assert b"\n" not in content and b"\x1b" not in content
+    peer = message.findall("ActiveParticipant")[1]
+    assert peer.attrib["UserID"] == 'A"><X/>??<85>1 ?[2J??'
+    detail = message.find(".//ParticipantObjectDetail")
+    assert detail is not None and base64.b64decode(detail.attrib["value"]) == b"cause?<Y/>?"
+
+
+# ---- where they go -------------------------------------------------------------------------------------------
+
+
+def trail(folder: Path, **settings: object) -> Trail:
+    return Trail(AuditSettings(**settings), folder / "audit", ae_title="HLIP")  # type: ignore[arg-type]
+
+
+def test_without_settings_nothing_is_kept(tmp_path: Path) -> None:
+    with trail(tmp_path).running():
+        pass
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_has_a_line_for_each_event_and_is_for_its_owner_only(tmp_path: Path) -> None:
+    file = tmp_path / "audit.log"
+    audit = trail(tmp_path, file=str(file))
+    with audit.running():
+        audit.received(PEER, [STUDY, StudyObjects("1.2.4", {CT: 1})])
+        audit.turned_away(PEER, "calling AE title not recognized")
+    events = [event(parsed(line)) for line in file.read_bytes().splitlines()]
+    assert events == ["Application Activity Application Start", "DICOM Instances Transferred",
+                      "DICOM Instances Transferred", "Security Alert Node Authentication",
+                      "Application Activity Application Stop"]  # fmt: skip
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+
+
+def test_a_file_that_cannot_be_written_stops_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with trail(tmp_path, file=str(tmp_path / "nowhere" / "audit.log")).running():
+        pass
+    assert "an audit message is lost" in "".join(capsys.readouterr())
+
+
+@contextmanager
+def receiver(port: int, context: ssl.SSLContext | None = None) -> Iterator[list[bytes]]:
+    """A syslog receiver that counts octets (RFC 5425 section 4.3); yields the messages that came so far."""
+    got: list[bytes] = []
+    server = socket.create_server(("127.0.0.1", port))
+    open_: list[socket.socket] = []
+
+    def read(connection: socket.socket) -> None:
+        with connection.makefile("rb") as stream:
+            while number := b"".join(iter(lambda: stream.read(1).strip(), b"")):
+                got.append(stream.read(int(number)))
+
+    def accept() -> None:
+        while True:
+            try:
+                connection, _ = server.accept()
+            except OSError:
+                return
+            open_.append(connection)
+            try:
+                if context is not None:
+                    connection = context.wrap_socket(connection, server_side=True)
+                    open_[-1] = connection
+                read(connection)
+            except OSError:
+                connection.close()
+
+    thread = threading.Thread(target=accept)
+    thread.start()
+    try:
+        yield got
+    finally:
+        for connection in open_:
+            with suppress(OSError):
+                socket.socket.shutdown(connection, socket.SHUT_RDWR)
+            connection.close()
+        server.shutdown(socket.SHUT_RDWR)
+        server.close()
+        thread.join()
+
+
+def waiting(folder: Path) -> int:
+    return len(list((folder / "audit").glob("*.syslog")))
+
+
+def test_messages_wait_for_a_receiver_that_is_away_and_all_come_in_order(tmp_path: Path) -> None:
+    port = free_port()
+    audit = trail(tmp_path, syslog_host="127.0.0.1", syslog_port=port, syslog_transport="tcp")
+    with audit.forwarding():
+        started = time.monotonic()
+        for number in range(150):
+            audit.received(PEER, [StudyObjects(f"1.2.{number}", {CT: 1})])
+        assert time.monotonic() - started < 5, "a receiver that is away holds nothing up"
+        with receiver(port) as got:
+            wait_until(lambda: len(got) == 150 and waiting(tmp_path) == 0, "all messages")
+        audit.deleted(STUDY)
+        with receiver(port) as again:
+            wait_until(lambda: again, "the message after the receiver was away again")
+    uids = [parsed(m).find("ParticipantObjectIdentification").attrib["ParticipantObjectID"] for m in got]  # type: ignore[union-attr]
+    assert uids == [f"1.2.{number}" for number in range(150)]
+    assert event(parsed(again[0])) == "DICOM Study Deleted"
+
+
+def test_over_tls_a_stranger_gets_nothing_and_what_he_refused_is_sent_to_the_right_one(tmp_path: Path) -> None:
+    authority, stranger = Authority(tmp_path / "ca", "hospital"), Authority(tmp_path / "evil", "stranger")
+    ours, theirs, evil = authority.issue("hlip"), authority.issue("repository"), stranger.issue("repository")
+    port = free_port()
+    audit = trail(
+        tmp_path, syslog_host="127.0.0.1", syslog_port=port, tls_ca=str(authority.certificate), **ours.settings
+    )
+    audit.turned_away(PEER, "no certificate")
+    impostor = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    impostor.load_cert_chain(evil.certificate, evil.key)
+    choosy = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=stranger.certificate)
+    choosy.load_cert_chain(theirs.certificate, theirs.key)
+    choosy.verify_mode = ssl.CERT_REQUIRED
+    right = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=authority.certificate)
+    right.load_cert_chain(theirs.certificate, theirs.key)
+    right.verify_mode = ssl.CERT_REQUIRED
+    for wrong in (impostor, choosy):  # of the second we learn only after the handshake, with TLS 1.3
+        with receiver(port, wrong) as got, audit.forwarding():
+            time.sleep(1)
+        assert got == [] and waiting(tmp_path) == 1
+    with receiver(port, right) as got, audit.forwarding():
+        wait_until(lambda: got and not waiting(tmp_path), "the message")
+    assert event(parsed(got[0])) == "Security Alert Node Authentication"
+
+
+def test_by_udp_a_datagram_is_a_message(tmp_path: Path) -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as server:
+        server.bind(("127.0.0.1", 0))
+        server.settimeout(20)
+        audit = trail(tmp_path, syslog_host="127.0.0.1", syslog_port=server.getsockname()[1], syslog_transport="udp")
+        with audit.forwarding():
+            audit.turned_away(PEER, "called AE title not recognized")
+            assert event(parsed(server.recv(65536))) == "Security Alert Node Authentication"
+
+
+def test_certificates_without_tls_are_refused() -> None:
+    with pytest.raises(ValidationError, match="TLS is set up but not used"):
+        AuditSettings(syslog_host="h", syslog_transport="tcp", tls_ca="ca.pem")
+
+
+# ---- the road ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("names_patients", [False, True])
+def test_results_that_were_sent_are_in_the_trail_and_the_patient_only_if_asked(
+    tmp_path: Path, names_patients: bool
+) -> None:
+    from peers import dcmsend
+
+    file = tmp_path / "audit.log"
+    with (
+        orthanc(tmp_path / "pacs") as pacs,
+        road(
+            tmp_path,
+            destinations=[{"name": "pacs", "url": pacs.dicomweb}],
+            model={"bundle": str(tiny_bundle())},
+            audit={"file": str(file), "patient_ids": names_patients},
+        ) as plugin,
+    ):
+        dcmsend(plugin.port, head_ct(tmp_path, PatientID="CANARY-1", PatientName="Canary^Jane")[0].parent)
+        study = plugin.settled(instances=12)["studies"][0]
+    messages = [parsed(line) for line in file.read_bytes().splitlines()]
+    sent = [m for m in messages if any(p.attrib["UserID"] == "pacs" for p in m.findall("ActiveParticipant"))]
+    assert len(sent) == 1
+    objects = [o.attrib["ParticipantObjectID"] for o in sent[0].findall("ParticipantObjectIdentification")]
+    assert objects == [study["study_instance_uid"], *(["CANARY-1"] if names_patients else [])]
+    assert b"Jane" not in file.read_bytes()
+
+
+def test_the_listener_tells_what_it_received_and_whom_it_turned_away(tmp_path: Path) -> None:
+    file = tmp_path / "audit.log"
+    authority = Authority(tmp_path / "ca", "hospital")
+    ours, theirs = authority.issue("hlip"), authority.issue("modality")
+    settings = ListenerSettings(
+        port=0, calling_ae_titles=("CT1",), tls_ca=str(authority.certificate), **ours.settings
+    )  # fmt: skip
+    spool = Spool(tmp_path / "data")
+    context = tls.server_context(settings, require_certificate=True)
+    secure = ("+tls", str(theirs.key), str(theirs.certificate), "+cf", str(authority.certificate))
+    paths = [*head_ct(tmp_path, name="a"), *head_ct(tmp_path, name="b", slices=3)]
+    with listening(settings, spool, ssl_context=context, audit=trail(tmp_path, file=str(file))) as listener:
+        storescu(listener.port, paths, *secure, "-aet", "CT1")
+        storescu(listener.port, paths, *secure, "-aet", "EVIL")
+        storescu(listener.port, paths, "-aet", "CT1")
+        wait_until(lambda: len(file.read_bytes().splitlines()) == 4, "the four messages")
+    messages = [parsed(line) for line in file.read_bytes().splitlines()]
+    received = {
+        next(iter(m.findall("ParticipantObjectIdentification"))).attrib["ParticipantObjectID"]: [
+            s.attrib["NumberOfInstances"] for s in m.iter("SOPClass")
+        ]
+        for m in messages[:2]
+    }
+    studies = {dcmread(path).StudyInstanceUID: 0 for path in paths}
+    assert list(received.values()) == [["12"], ["3"]] and set(received) == set(studies)
+    peers = [m.findall("ActiveParticipant")[1].attrib for m in messages[2:]]
+    assert [p["UserID"] for p in peers] == ["EVIL", "unknown"]
+    assert {p["NetworkAccessPointID"] for p in peers} == {"127.0.0.1"}
+    details = [m.find(".//ParticipantObjectDetail").attrib["value"] for m in messages[2:]]  # type: ignore[union-attr]
+    said = [base64.b64decode(value).decode() for value in details]
+    assert said[0] == "calling AE title not recognized" and said[1].startswith("TLS: ")

@@ -1,0 +1,85 @@
+"""The web application on a free port, and requests to it, well-made and not."""
+
+import socket
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import requests
+from pydicom import Dataset
+
+from plugin.bootstrap import Plugin
+from plugin.settings import Settings
+from plugin.spool import Spool
+from plugin.web.app import create_app
+from plugin.web.server import serving
+from studies import encoded
+
+BOUNDARY = "hlip-test"
+TYPE = f'multipart/related; type="application/dicom"; boundary={BOUNDARY}'
+
+
+@dataclass
+class Web:
+    """A running web application."""
+
+    port: int
+    spool: Spool
+
+    @property
+    def dicomweb(self) -> str:
+        return f"http://127.0.0.1:{self.port}/dicom-web"
+
+    def post(self, body: Any, *, content_type: str = TYPE, study: str = "", **headers: str) -> requests.Response:
+        """POST a body as it is; `headers` with underscores for hyphens."""
+        named = {name.replace("_", "-"): value for name, value in headers.items()}
+        url = f"{self.dicomweb}/studies{'/' if study else ''}{study}"
+        return requests.post(url, data=body, headers={"Content-Type": content_type, **named}, timeout=30)
+
+    def store(self, images: Sequence[Dataset | bytes], **more: Any) -> requests.Response:
+        return self.post(multipart(images), **more)
+
+    def raw(self, *pieces: bytes, hang_up: bool = False) -> bytes:
+        """Bytes over a connection; what comes back until the server closes it (or nothing, after hanging up)."""
+        with socket.create_connection(("127.0.0.1", self.port), timeout=30) as connection:
+            for piece in pieces:
+                connection.sendall(piece)
+            answer = b""
+            while not hang_up:
+                try:
+                    more = connection.recv(65536)
+                except ConnectionResetError:
+                    break
+                if not more:
+                    break
+                answer += more
+        return answer
+
+    def head(self, length: int, *more: str) -> bytes:
+        """The head of a POST whose body is said to have a length."""
+        rows = (
+            "POST /dicom-web/studies HTTP/1.1", "Host: 127.0.0.1", f"Content-Type: {TYPE}", f"Content-Length: {length}",
+            *more,
+        )  # fmt: skip
+        return "".join(f"{row}\r\n" for row in (*rows, "")).encode()
+
+
+def multipart(images: Sequence[Dataset | bytes], *, part_type: str = "application/dicom") -> bytes:
+    """A multipart/related body of Part 10 files."""
+    head = f"--{BOUNDARY}\r\nContent-Type: {part_type}\r\n\r\n".encode()
+    contents = (image if isinstance(image, bytes) else encoded(image) for image in images)
+    return b"".join(head + content + b"\r\n" for content in contents) + f"--{BOUNDARY}--\r\n".encode()
+
+
+@contextmanager
+def web(folder: Path, *, min_free_gigabytes: float = 0, **settings: Any) -> Iterator[Web]:
+    """A web application on a spool in `folder`, until the end of the block."""
+    plugin = Plugin(
+        Settings(
+            spool={"folder": folder / "data", "min_free_gigabytes": min_free_gigabytes}, web={"port": 0, **settings}
+        )
+    )
+    with serving(create_app(plugin), plugin.settings.web) as server:
+        yield Web(server.port, plugin.spool)
