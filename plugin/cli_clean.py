@@ -28,9 +28,10 @@ def acknowledge(plugin: Plugin, studies: Sequence[str]) -> None:
 
 def clean(plugin: Plugin, *, older_than: float | None, dry_run: bool) -> None:
     """Apply the rules, or show what they come to."""
-    rules = Retention.from_settings(plugin.settings.retention, plugin.spool, plugin.database)
+    audit = plugin.audit
+    rules = Retention.from_settings(plugin.settings.retention, plugin.spool, plugin.database, audit=audit)
     if older_than is not None:
-        rules = Retention(dict.fromkeys(rules.days, older_than), plugin.spool, plugin.database)
+        rules = Retention(dict.fromkeys(rules.days, older_than), plugin.spool, plugin.database, audit=audit)
     cap = plugin.settings.settle.association_cap_seconds
 
     def open_studies() -> frozenset[str]:

@@ -5,11 +5,13 @@ The index marks first (`plugin.index.retention`), then the files go: a kill in b
 
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import structlog
 
+from plugin.audit import Trail
+from plugin.audit_message import StudyObjects
 from plugin.index import retention as index
 from plugin.index.database import Database
 from plugin.index.retention import SECONDS_A_DAY, Due, Job, Marked
@@ -66,18 +68,22 @@ class Retention:
 
     Args:
         days: by kind, after how many quiet days it goes; a kind that is not there never goes.
+        audit: told what is removed for good.
     """
 
-    def __init__(self, days: dict[str, float], spool: Spool, database: Database) -> None:
+    def __init__(self, days: dict[str, float], spool: Spool, database: Database, *, audit: Trail | None = None) -> None:
+        self._audit = audit
         self.days = {kind: days[kind] for kind in KINDS if kind in days}
         self._spool = spool
         self._database = database
         self._next_look = 0.0
 
     @classmethod
-    def from_settings(cls, settings: RetentionSettings, spool: Spool, database: Database) -> "Retention":
+    def from_settings(
+        cls, settings: RetentionSettings, spool: Spool, database: Database, *, audit: Trail | None = None
+    ) -> "Retention":
         days = {kind: getattr(settings, f"{kind}_days") for kind in KINDS}
-        return cls({kind: value for kind, value in days.items() if value}, spool, database)
+        return cls({kind: value for kind, value in days.items() if value}, spool, database, audit=audit)
 
     # ---- what would go ---------------------------------------------------------------------------------
 
@@ -150,16 +156,20 @@ class Retention:
             return remove_files(paths, below=self._spool / job.kind)
 
         files, size = index.sweep(self._database, job, remove)
-        log.info("removed", kind=job.kind, study_instance_uid=job.study_instance_uid, files=files, bytes=size)
-        return Going(job.kind, job.study_instance_uid, files, size)
+        return self._gone(Going(job.kind, job.study_instance_uid, files, size))
 
     def _remove_conflicting(self) -> Iterator[Going]:
         for study_uid, paths in self._conflicting():
             size = _size(paths)
             if index.note_conflicting(self._database, study_uid, files=len(paths), size=size):
                 remove_files(paths, below=self._spool.conflicting)
-                log.info("removed", kind="conflicting", study_instance_uid=study_uid, files=len(paths), bytes=size)
-                yield Going("conflicting", study_uid, len(paths), size)
+                yield self._gone(Going("conflicting", study_uid, len(paths), size))
+
+    def _gone(self, went: Going) -> Going:
+        log.info("removed", **asdict(went))
+        if self._audit is not None:
+            self._audit.deleted(StudyObjects(went.study_instance_uid, {}))
+        return went
 
 
 def _size(paths: Iterable[Path]) -> int:

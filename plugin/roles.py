@@ -70,7 +70,7 @@ def schedule(plugin: Plugin) -> None:
     plugin.database.upgrade()
     log.info("scheduling", index=plugin.database.engine.dialect.name)
     with plugin.audit.forwarding(), plugin.audit.running(), plugin.reporting_commitment():
-        Scheduler(plugin.settings, plugin.spool, plugin.database, Bell(celery_app(plugin))).run(stop)
+        Scheduler(plugin.settings, plugin.spool, plugin.database, Bell(celery_app(plugin)), plugin.audit).run(stop)
 
 
 def web(plugin: Plugin) -> None:

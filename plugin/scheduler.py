@@ -14,6 +14,7 @@ import structlog
 
 from hlip_core.headers import MALFORMED
 from plugin.arrival import Arrival, Kind, read_arrival
+from plugin.audit import Trail
 from plugin.index import intake, leases, settling
 from plugin.index.database import Database
 from plugin.index.intake import Fate, Intake
@@ -40,10 +41,11 @@ class Scheduler:
     spool: Spool
     database: Database
     ring: Callable[[str], None]
+    audit: Trail | None = None
 
     def __post_init__(self) -> None:
         self._rung: dict[tuple[str, int], float] = {}
-        self.retention = Retention.from_settings(self.settings.retention, self.spool, self.database)
+        self.retention = Retention.from_settings(self.settings.retention, self.spool, self.database, audit=self.audit)
 
     def run(self, stop: threading.Event) -> None:
         """Tick until stopped; between two ticks only look for arrivals."""

@@ -21,10 +21,14 @@ from peers import free_port, orthanc, storescu, wait_until
 from plugin import audit_message, tls
 from plugin.audit import Trail
 from plugin.audit_message import Node, Source, StudyObjects
+from plugin.bootstrap import Plugin
 from plugin.listener import listening
-from plugin.settings import AuditSettings, ListenerSettings
+from plugin.retention import Retention
+from plugin.settings import AuditSettings, ListenerSettings, Settings
 from plugin.spool import Spool
 from road import head_ct, road, tiny_bundle
+from studies import head_series
+from web import web
 
 CT, SR = "1.2.840.10008.5.1.4.1.1.2", "1.2.840.10008.5.1.4.1.1.88.33"
 SOURCE = Source("hlip", "City Hospital", "HLIP")
@@ -324,3 +328,29 @@ def test_the_listener_tells_what_it_received_and_whom_it_turned_away(tmp_path: P
     details = [m.find(".//ParticipantObjectDetail").attrib["value"] for m in messages[2:]]  # type: ignore[union-attr]
     said = [base64.b64decode(value).decode() for value in details]
     assert said[0] == "calling AE title not recognized" and said[1].startswith("TLS: ")
+
+
+def test_stow_tells_what_it_stored_and_who_had_no_token(tmp_path: Path) -> None:
+    file = tmp_path / "audit.log"
+    images = head_series(3)
+    with web(tmp_path, audit={"file": str(file)}, stow_token="a token of the tests") as server:
+        assert server.store(images).status_code == 401
+        assert server.store(images, Authorization="Bearer a token of the tests").status_code == 200
+    turned_away, stored = (parsed(line) for line in file.read_bytes().splitlines())
+    assert turned_away.find("EventIdentification/EventID").attrib["csd-code"] == "110113"  # type: ignore[union-attr]
+    assert stored.find("ParticipantObjectIdentification").attrib["ParticipantObjectID"] == images[0].StudyInstanceUID  # type: ignore[union-attr]
+    assert [row.attrib["NumberOfInstances"] for row in stored.iter("SOPClass")] == ["3"]
+
+
+def test_what_is_removed_for_good_is_in_the_trail(tmp_path: Path) -> None:
+    file = tmp_path / "audit.log"
+    plugin = Plugin(Settings(spool={"folder": tmp_path / "data"}, audit={"file": str(file)}))
+    plugin.database.upgrade()
+    old = plugin.spool.conflicting / "1.2.3"
+    old.mkdir(parents=True)
+    (old / "1.dcm").write_bytes(b"other content")
+    rules = Retention({"conflicting": 1e-9}, plugin.spool, plugin.database, audit=plugin.audit)
+    assert [going.study_instance_uid for going in rules.run(frozenset)] == ["1.2.3"]
+    (message,) = (parsed(line) for line in file.read_bytes().splitlines())
+    assert message.find("EventIdentification/EventID").attrib["csd-code"] == "110105"  # type: ignore[union-attr]
+    assert message.find("ParticipantObjectIdentification").attrib["ParticipantObjectID"] == "1.2.3"  # type: ignore[union-attr]

@@ -74,11 +74,15 @@ def multipart(images: Sequence[Dataset | bytes], *, part_type: str = "applicatio
 
 
 @contextmanager
-def web(folder: Path, *, min_free_gigabytes: float = 0, **settings: Any) -> Iterator[Web]:
+def web(
+    folder: Path, *, min_free_gigabytes: float = 0, audit: dict[str, Any] | None = None, **settings: Any
+) -> Iterator[Web]:
     """A web application on a spool in `folder`, until the end of the block."""
     plugin = Plugin(
         Settings(
-            spool={"folder": folder / "data", "min_free_gigabytes": min_free_gigabytes}, web={"port": 0, **settings}
+            spool={"folder": folder / "data", "min_free_gigabytes": min_free_gigabytes},
+            web={"port": 0, **settings},
+            audit=audit or {},
         )
     )
     with serving(create_app(plugin), plugin.settings.web) as server:

@@ -48,7 +48,8 @@ def create_app(plugin: "Plugin") -> Starlette:
     routes = [Route("/healthz", healthz)]
     stow = None
     if settings.stow:
-        stow = Stow(settings, plugin.spool, prefix=f"stow-{socket.gethostname()}-{settings.port}-")
+        prefix = f"stow-{socket.gethostname()}-{settings.port}-"
+        stow = Stow(settings, plugin.spool, prefix=prefix, audit=plugin.audit)
         routes += [Route(f"/dicom-web/studies{rest}", stow.store, methods=["POST"]) for rest in ("", "/{study}")]
 
     @asynccontextmanager

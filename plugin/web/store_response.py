@@ -34,6 +34,7 @@ class Outcome:
     reason: int = STORED
     sop_class_uid: str = ""
     sop_instance_uid: str = ""
+    study_instance_uid: str = ""
 
     @property
     def is_stored(self) -> bool:

@@ -8,15 +8,19 @@ import hmac
 import os
 import time
 import uuid
+from collections import Counter
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 
 import structlog
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
+from plugin.audit import Trail
+from plugin.audit_message import Node, StudyObjects
 from plugin.settings import WebSettings
 from plugin.spool import Spool, UnsafeUid, check_uid
 from plugin.web import store_response
@@ -55,10 +59,12 @@ class Stow:
         settings: limits, timeout and token.
         spool: where instances are kept.
         prefix: of the names under which the spool knows open requests.
+        audit: told what was received, and who had no token.
     """
 
-    def __init__(self, settings: WebSettings, spool: Spool, *, prefix: str) -> None:
+    def __init__(self, settings: WebSettings, spool: Spool, *, prefix: str, audit: Trail) -> None:
         self._settings = settings
+        self._audit = audit
         self._spool = spool
         self._prefix = prefix
         self._max_bytes = int(settings.max_request_gigabytes * 1e9)
@@ -86,7 +92,19 @@ class Stow:
             outcomes = await self._take(request, transfer, wanted)
         finally:
             self._open -= 1
+        await self._tell(request, outcomes)
         return _answer(request, outcomes)
+
+    async def _tell(self, request: Request, outcomes: list[Outcome]) -> None:
+        """The audit trail, of what was stored."""
+        kept: dict[str, Counter[str]] = {}
+        for outcome in outcomes:
+            if outcome.is_stored:
+                kept.setdefault(outcome.study_instance_uid, Counter())[outcome.sop_class_uid] += 1
+        if kept and self._audit.is_on:
+            studies = [StudyObjects(uid, classes) for uid, classes in kept.items()]
+            received = partial(self._audit.received, _sender(request), studies)
+            await asyncio.get_running_loop().run_in_executor(self._threads, received)
 
     # ---- the head of a request -------------------------------------------------------------------------
 
@@ -116,6 +134,7 @@ class Stow:
         scheme, _, given = request.headers.get("authorization", "").partition(" ")
         is_equal = hmac.compare_digest(given.strip().encode("latin-1"), token.encode())
         if scheme.lower() != "bearer" or not is_equal:
+            self._audit.turned_away(_sender(request), "STOW-RS without the token")
             raise HTTPException(401, "a token is needed", {"WWW-Authenticate": "Bearer"})
 
     # ---- the body --------------------------------------------------------------------------------------
@@ -174,6 +193,10 @@ class Stow:
             yield message["body"]
             if not message["more_body"]:
                 return
+
+
+def _sender(request: Request) -> Node:
+    return Node("STOW-RS", request.client.host if request.client else "")
 
 
 def _boundary(request: Request) -> bytes:

@@ -203,7 +203,7 @@ class Transfer:
         identity, reason = self._checked(part)
         if identity is None:
             return Outcome(reason)
-        outcome = Outcome(reason, identity.sop_class_uid, identity.sop_instance_uid)
+        outcome = Outcome(reason, identity.sop_class_uid, identity.sop_instance_uid, identity.study_instance_uid)
         if outcome.is_stored:
             self._marks.mark(identity)
             part.write()
