@@ -12,7 +12,8 @@ from trainer.manifest import Cohort, StudyRow, write_cohort
 
 PRESENT = (
     "Subdural hematoma identified.", "Findings suggesting {side} subdural hematoma.", "New {side} subdural hematoma.",
-    "Likely {side} subdural hematoma.", "Findings consistent with {side} subdural hemorrhage.", "Subdural hemorrhage is noted.",
+    "Likely {side} subdural hematoma.", "Findings consistent with {side} subdural hemorrhage.",
+    "Subdural hemorrhage is noted.",
 )  # fmt: skip
 ABSENT = ("No subdural hematoma.", "There is no subdural hemorrhage.", "No evidence of a subdural collection.")
 ASIDES = ("Mastoid air cells are clear.", "Comparison: none.", "Clinical history: fall.", "Paranasal sinus disease.")
