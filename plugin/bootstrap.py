@@ -50,7 +50,6 @@ def configure(settings: LogSettings) -> None:
         ],
         wrapper_class=structlog.make_filtering_bound_logger(getattr(logging, settings.level.upper())),
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
-        cache_logger_on_first_use=True,
     )
     for library in ("pydicom", "pynetdicom", "dicomweb_client", "highdicom", "retrying"):
         logging.getLogger(library).setLevel(logging.CRITICAL)

@@ -45,10 +45,15 @@ def find(spool: Spool, database: Database, *, min_age_seconds: float = MIN_AGE_S
     for part in spool.folder.rglob(".*.part"):
         if _is_old(part, min_age_seconds):
             yield Orphan(part, "half-written file", "remove")
-    for root in (spool.instances, spool.prepared, spool.results, spool.conflicting):
+    for root in _of_studies(spool):
         for folder in sorted((p for p in root.rglob("*") if p.is_dir()), reverse=True):
             if not any(folder.iterdir()) and _is_old(folder, min_age_seconds):
                 yield Orphan(folder, "empty folder", "remove")
+
+
+def _of_studies(spool: Spool) -> tuple[Path, ...]:
+    """Folders with a folder for each study, which may go; the others are what processes hold on to."""
+    return spool.instances, spool.prepared, spool.results, spool.conflicting
 
 
 def _instances(spool: Spool, database: Database) -> Iterator[Orphan]:
@@ -87,4 +92,5 @@ def settle(spool: Spool, orphan: Orphan) -> None:
         remove_if_empty(orphan.path)
     else:
         orphan.path.unlink(missing_ok=True)
-        remove_if_empty(orphan.path.parent)
+        if any(root in orphan.path.parent.parents for root in _of_studies(spool)):
+            remove_if_empty(orphan.path.parent)

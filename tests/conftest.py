@@ -3,13 +3,24 @@
 from collections.abc import Iterator
 from pathlib import Path
 
+import pydicom
 import pytest
+import structlog
 from sqlalchemy import create_engine
 from sqlalchemy.engine import make_url
 
 from peers import postgresql_server, rabbitmq_server
 
+STRICTNESS = pydicom.config.settings.reading_validation_mode
 SHARED = Path(__file__).resolve().parents[2] / "shared"
+
+
+@pytest.fixture(autouse=True)
+def manners() -> Iterator[None]:
+    """What `plugin.bootstrap.configure` sets for a whole process lasts no longer than a test."""
+    yield
+    structlog.reset_defaults()
+    pydicom.config.settings.reading_validation_mode = STRICTNESS
 
 
 @pytest.fixture(scope="session")
