@@ -1,6 +1,7 @@
 # make demo    a head CT becomes a report, on this machine      make demo STUDY=DIR  PACS=http://host/dicom-web
 # make test    what CI runs: checks, then the tests               make test-full       the long suites too
 # make check   lint, format, types, layers, dependencies          make bench [ONLY=encoder]
+# make coverage-hostile    thousands of hostile inputs, and the lines of listener, STOW and volume code they reach
 #
 # The first call makes the environment .venv: 6 GB with PyTorch's CUDA builds. Without a GPU take the CPU builds
 # (far smaller) by naming PyTorch's CPU package index:  make demo TORCH_INDEX=<its address, see README.md>
@@ -15,7 +16,7 @@ STUDY ?=
 PACS ?=
 ONLY ?=
 
-.PHONY: demo test test-full check bench lock clean
+.PHONY: demo test test-full check bench coverage-hostile lock clean
 
 $(READY): pyproject.toml deploy/constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "hlip needs Python 3.11 or newer; name one: make PYTHON=...")'
@@ -44,6 +45,12 @@ check: $(READY)
 
 bench: $(READY)
 	$(BIN)/python deploy/bench/__main__.py $(ONLY)
+
+coverage-hostile: $(READY)
+	rm -rf .cache/coverage && mkdir -p .cache/coverage
+	$(BIN)/coverage run -m pytest -q -rN -s tests/test_hostile.py
+	$(BIN)/coverage combine --quiet
+	$(BIN)/coverage report
 
 lock:
 	uv pip compile --universal --no-header --no-annotate --python-version 3.11 --all-extras --quiet pyproject.toml \

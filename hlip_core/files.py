@@ -8,9 +8,10 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import BinaryIO, Literal
 
-from pydicom import dcmread
 from pydicom.dataelem import RawDataElement
 from pydicom.dataset import Dataset
+from pydicom.filereader import read_partial
+from pydicom.tag import BaseTag
 
 from hlip_core.errors import Refused
 from hlip_core.headers import MALFORMED, is_deflated, lenient
@@ -19,6 +20,7 @@ from hlip_core.reasons import Reason
 __all__ = ["BoundedFile", "open_series", "pixel_stream"]
 
 DEFER = 4096  # bytes; longer values stay in the file
+MOST_ELEMENTS = 100_000  # of one dataset, those in its sequences not counted; real ones have some hundreds
 
 
 class BoundedFile(io.BufferedReader):
@@ -35,6 +37,19 @@ class BoundedFile(io.BufferedReader):
         return super().read(left if size is None or size < 0 else min(size, left))
 
 
+class _Limit:
+    """Counts elements while a dataset is read, since some megabytes may hold, or be inflated to, millions of them."""
+
+    def __init__(self) -> None:
+        self._left = MOST_ELEMENTS
+
+    def __call__(self, tag: BaseTag, vr: str | None, length: int) -> bool:
+        self._left -= 1
+        if self._left < 0:
+            raise ValueError("too many elements")
+        return False
+
+
 def open_series(paths: Sequence[str | os.PathLike[str]]) -> list[Dataset]:
     """The datasets of one series with their pixel data left in the files, to be read slice by slice.
 
@@ -48,10 +63,10 @@ def open_series(paths: Sequence[str | os.PathLike[str]]) -> list[Dataset]:
 def _open(path: str | os.PathLike[str], which: str) -> Dataset:
     with BoundedFile(path) as file:
         try:
-            dataset = dcmread(file, defer_size=DEFER)
+            dataset = read_partial(file, _Limit(), defer_size=DEFER)
             if is_deflated(dataset):
                 file.seek(0)
-                dataset = dcmread(file)
+                dataset = read_partial(file, _Limit())
         except MALFORMED as error:
             detail = f"{which} cannot be read as DICOM: {type(error).__name__}"
             raise Refused(Reason.UNDECODABLE, detail) from error

@@ -31,6 +31,7 @@ _TAGS = frozenset(int(Tag(keyword)) for keyword in KEYWORDS)
 _IDENTITY = {
     keyword: int(Tag(keyword)) for keyword in ("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID")
 }
+_IDENTIFYING = frozenset(_IDENTITY.values())
 Kind = tuple[bytes | None, ...]
 _KIND = sorted(_TAGS - {_IDENTITY["SOPInstanceUID"]})
 _BEHIND_ALL = range(0x3000, 0x7FE1)  # groups that none of them is in or behind: contours, functional groups, pixels
@@ -90,7 +91,7 @@ class Arrival:
         return number if number is not None and abs(number) < 2**31 else None
 
 
-def _walk(head: bytes, *, whole: bool) -> Header | None:
+def _walk(head: bytes, *, whole: bool, tags: frozenset[int] = _TAGS) -> Header | None:
     """The attributes in `KEYWORDS` from a Part 10 file's first bytes; None where only a full parser can tell."""
     try:
         meta = read_meta(head)
@@ -99,7 +100,7 @@ def _walk(head: bytes, *, whole: bool) -> Header | None:
     encoding = ENCODINGS.get(meta.transfer_syntax_uid)
     if encoding is None:
         return None
-    found = find(head[meta.end :], encoding, _TAGS, whole=whole)
+    found = find(head[meta.end :], encoding, tags, whole=whole)
     return None if found is None else Header(found, encoding)
 
 
@@ -175,7 +176,7 @@ def find_identity(content: bytes, transfer_syntax_uid: str, *, whole: bool) -> I
     if encoding is None:
         return None
     # of a deflated one all, since the full parser will not be asked for the rest
-    found = find(content, encoding, _TAGS if encoding.deflated else frozenset(_IDENTITY.values()), whole=whole)
+    found = find(content, encoding, _TAGS if encoding.deflated else _IDENTIFYING, whole=whole)
     return None if found is None else Identity.from_elements(found)
 
 
@@ -190,8 +191,21 @@ def check_instance(part10: bytes) -> tuple[Dataset, str, str]:
     return header.dataset, identity.study_instance_uid, identity.series_instance_uid
 
 
+def _parse_what_was_accepted(path: Path, known: Header | None) -> Header:
+    """All that the full parser finds, and nothing but what is `known` where it fails: the instance is acknowledged."""
+    try:
+        with BoundedFile(path) as file:
+            return _parse(file)
+    except headers.MALFORMED as error:
+        if known is None or (isinstance(error, OSError) and error.errno is not None):
+            raise
+        return known
+
+
 def read_arrival(path: Path) -> Arrival:
     """The arrival that lies at `path`, with the digest of its dataset.
+
+    It is what `find_identity` took it for when it came, whatever stands behind that in its header.
 
     Raises:
         plugin.spool.UnsafeUid: one of its UIDs cannot be one.
@@ -199,11 +213,11 @@ def read_arrival(path: Path) -> Arrival:
     with path.open("rb", buffering=0) as file:
         head = file.read(WINDOW)
         size = os.fstat(file.fileno()).st_size
-        elements = _walk(head, whole=len(head) == size)
+        known = elements = _walk(head, whole=len(head) == size)
         if elements is None:
-            with BoundedFile(path) as bounded:
-                elements = _parse(bounded)
-        identity = Identity.from_elements(elements.found)
+            known = _walk(head, whole=len(head) == size, tags=_IDENTIFYING)
+            elements = _parse_what_was_accepted(path, known)
+        identity = Identity.from_elements((known or elements).found)
         return Arrival(
             path=path,
             study_instance_uid=identity.study_instance_uid,

@@ -4,6 +4,7 @@ import fcntl
 import logging
 import subprocess
 import sys
+import warnings
 from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
 from importlib.metadata import version
@@ -36,6 +37,7 @@ def configure(settings: LogSettings) -> None:
     break their VR's rules are read as they are; what we write is held to the rules.
     """
     pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
+    warnings.filterwarnings("ignore", module="pydicom|pynetdicom")  # they quote what was sent
     renderer = (
         structlog.processors.JSONRenderer()
         if settings.format == "json"

@@ -22,6 +22,8 @@ from pydicom.uid import (
     JPIPHTJ2KReferencedDeflate,
 )
 
+from hlip_core.headers import MALFORMED
+
 WINDOW = 1 << 16
 """Bytes that hold the identifying attributes of all but strange data sets."""
 
@@ -161,8 +163,11 @@ class Header:
         if self.parsed is not None:
             return self.parsed
         dataset = Dataset(dict(self.found))  # type: ignore[arg-type]
-        named = dataset.get("SpecificCharacterSet")
-        character_set = convert_encodings(named) if named else default_encoding
+        try:
+            named = dataset.get("SpecificCharacterSet")
+            character_set = convert_encodings(named) if named else default_encoding
+        except MALFORMED:  # not the name of one, nor of anything
+            character_set = default_encoding
         dataset.set_original_encoding(self.encoding.implicit_vr, self.encoding.little_endian, character_set)
         return dataset
 

@@ -10,19 +10,27 @@ from dataclasses import dataclass
 from io import BytesIO
 from typing import Any
 
+import structlog
 from pynetdicom import AE, evt
 from pynetdicom import _config as pynetdicom_config
 from pynetdicom.association import Association
 from pynetdicom.dimse_primitives import C_STORE
 from pynetdicom.events import Event, EventType
+from pynetdicom.fsm import InvalidEventError
 from pynetdicom.presentation import PresentationContext
 from pynetdicom.transport import AddressInformation, AssociationSocket
 
+from hlip_core.headers import MALFORMED
 from plugin.settings import ListenerSettings
 from plugin.storage import SUCCESS, Sender, Storage
+from plugin.wire import GRACE
+
+log = structlog.get_logger("hlip.listener")
 
 Handler = tuple[EventType, Callable[[Event], Any]]
 UNLIMITED = 1 << 20  # admission counts associations, not pynetdicom
+MAX_MESSAGE_BYTES = 1 << 29
+"""Of a message on such an association: it lies in memory as a whole. A sender of more uses one for storage alone."""
 
 
 @dataclass(frozen=True)
@@ -34,19 +42,49 @@ class Service:
 
 
 class _Replayed(AssociationSocket):
-    """A socket from which some bytes were read already."""
+    """A socket from which some bytes were read already.
 
-    def __init__(self, association: Association, connection: socket.socket, read: bytes) -> None:
+    It holds what pynetdicom does not: the maximum length of a PDU, and a limit to a message, since either is put
+    together in memory. `forget` counts a new message.
+    """
+
+    def __init__(
+        self, association: Association, connection: socket.socket, read: bytes, *, max_pdu_length: int
+    ) -> None:
         super().__init__(association, client_socket=connection)
         self._read = bytearray(read)
+        self._longest = max_pdu_length + GRACE
+        self._received = 0
+
+    def forget(self, event: Event) -> None:
+        self._received = 0
 
     @property
     def ready(self) -> bool:
         return bool(self._read) or super().ready
 
     def recv(self, nr_bytes: int) -> bytearray:
+        self._received += nr_bytes
+        if nr_bytes > max(self._longest, len(self._read)) or self._received > MAX_MESSAGE_BYTES:
+            raise ConnectionAbortedError("longer than agreed")
         first, self._read = self._read[:nr_bytes], self._read[nr_bytes:]
         return first + super().recv(nr_bytes - len(first)) if len(first) < nr_bytes else first
+
+
+def _without_traceback(do_action: Callable[[str], None]) -> Callable[[str], None]:
+    """A state machine's, for what pynetdicom lets fall through: a PDU out of order, a command set that is none.
+
+    With its thread the association ends too.
+    """
+
+    def act(event: str) -> None:
+        try:
+            do_action(event)
+        except (InvalidEventError, *MALFORMED) as error:
+            log.warning("association broken off", cause=type(error).__name__)
+            raise SystemExit from None  # which ends the thread as the error would, but quotes nothing
+
+    return act
 
 
 class Handover:
@@ -90,7 +128,11 @@ class Handover:
 
     def _association(self, connection: socket.socket, read: bytes, address: str) -> Association:
         association = Association(self._ae, "acceptor")
-        association.set_socket(_Replayed(association, connection, read))
+        machine = association.dul.state_machine
+        machine.do_action = _without_traceback(machine.do_action)  # type: ignore[method-assign,assignment]
+        replayed = _Replayed(association, connection, read, max_pdu_length=self._settings.max_pdu_length)
+        association.set_socket(replayed)
+        association.bind(evt.EVT_DIMSE_RECV, replayed.forget)
         acceptor = association.acceptor
         acceptor.maximum_length = self._settings.max_pdu_length
         acceptor.ae_title = self._settings.ae_title

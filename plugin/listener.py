@@ -195,6 +195,8 @@ class Listener:
             return
         try:
             self._associate(wire, proposal, encoded, address)
+        except ProtocolError as error:
+            wire.abort(source=PROVIDER, reason=error.reason)
         finally:
             with self._lock:
                 self._num_open -= 1

@@ -57,10 +57,15 @@ class Proposal:
         return self.primitive.maximum_length_received or 0
 
     def negotiate(self, supported: Sequence[PresentationContext]) -> list[PresentationContext]:
-        """What becomes of each context that the peer proposes: one result each."""
-        results, _ = negotiate_as_acceptor(
-            self.primitive.presentation_context_definition_list, list(supported)
-        )  # fmt: skip
+        """What becomes of each context that the peer proposes: one result each.
+
+        Raises ProtocolError for a context that proposes no transfer syntax, or is no context otherwise.
+        """
+        proposed = self.primitive.presentation_context_definition_list
+        try:
+            results, _ = negotiate_as_acceptor(proposed, list(supported))
+        except MALFORMED as error:
+            raise ProtocolError(INVALID_PARAMETER_VALUE) from error
         return results
 
     def acceptance(self, results: Sequence[PresentationContext], *, max_pdu_length: int) -> bytes:

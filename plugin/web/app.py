@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
+import h11
 import structlog
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
@@ -30,6 +31,9 @@ async def healthz(request: Request) -> Response:
 
 async def _failed(request: Request, error: Exception) -> Response:
     """A mistake of ours, told by its type alone: a text might quote what was sent."""
+    if isinstance(error, h11.LocalProtocolError):  # the client's: there is no answer to what it has made of HTTP
+        log.warning("request broken off", cause="the client broke HTTP")
+        return JSONResponse({"status": "failed"}, 400)
     log.error(
         "request failed",
         path=request.scope["route"].path if "route" in request.scope else "",
