@@ -14,6 +14,8 @@ wanted() {
     ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || echo postgresql
     [ -e /usr/lib/rabbitmq/bin/rabbitmq-server ] || echo rabbitmq-server
     command -v redis-server >/dev/null || echo redis-server
+    command -v nginx >/dev/null || echo nginx-light
+    command -v ip >/dev/null || echo iproute2
 }
 
 missing=$(wanted | tr '\n' ' ')

@@ -1,9 +1,9 @@
 """`make demo`: a head CT in by C-STORE, a report out, on this machine, with everything told on the way.
 
-    python deploy/demo.py [--study DIR] [--pacs URL]
+    python deploy/demo.py [--study DIR] [--pacs URL] [--once]
 
 Without --study it makes a synthetic head CT with a haemorrhage. The model is untrained: what it says means nothing,
-and every result says so.
+and every result says so. In the end the page shows it all, until Ctrl-C; with --once it ends by itself.
 """
 
 import argparse
@@ -57,17 +57,41 @@ def main() -> int:
         show_results(status, environment)
         console.rule("[bold]how long it took")
         show_times(status, started, server)
+        good, delivered = judge(status)
+        if not options.once:
+            show_page(environment, server, status)
+    return 0 if good and delivered else 1
+
+
+def judge(status: dict[str, Any]) -> tuple[bool, bool]:
+    """Whether all studies came to a good end, and whether all results were delivered."""
     good = bool(status["studies"]) and all(s["state"] in ("reported", "refused") for s in status["studies"])
     delivered = status["deliveries_by_state"].keys() <= {"delivered"}
     if not delivered:
         console.print("[red]Not everything was delivered; `hlip status` says why.[/red]")
-    return 0 if good and delivered else 1
+    return good, delivered
+
+
+def show_page(environment: dict[str, str], server: subprocess.Popen, status: dict[str, Any]) -> None:
+    """Where to look at it in a browser, until Ctrl-C or SIGTERM."""
+    address = f"http://127.0.0.1:{environment['HLIP_WEB__PORT']}"
+    console.rule("[bold]the page")
+    console.print(f"worklist   {address}/")
+    for study in status["studies"]:
+        console.print(f"study      {address}/studies/{study['study_instance_uid']}", soft_wrap=True)
+    console.print("Send more to AE title HLIP at the port above and watch it come. Ctrl-C ends the demo.")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    try:
+        server.wait()
+    except KeyboardInterrupt:
+        console.print("Ended.")
 
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--study", type=Path, help="a folder with your own DICOM instead of a phantom")
     parser.add_argument("--pacs", default="", help="a DICOMweb address to deliver to, such as http://host/dicom-web")
+    parser.add_argument("--once", action="store_true", help="end after the report, for CI: do not serve the page")
     options = parser.parse_args()
     if options.study is not None and not options.study.exists():
         parser.error(f"there is no {options.study}")
@@ -84,15 +108,16 @@ def make_phantom() -> Path:
 
 
 def settings(pacs: str) -> dict[str, str]:
-    """The demo's settings: a folder and a port of its own, quick settling, a threshold on every finding."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    """The demo's settings: a folder and ports of its own, quick settling, a threshold on every finding."""
+    with socket.socket() as listener, socket.socket() as web:
+        for free in (listener, web):
+            free.bind(("127.0.0.1", 0))
+        port, web_port = listener.getsockname()[1], web.getsockname()[1]
     labels = [finding.label for finding in FindingsTable.from_toml().findings]
     chosen = {
         "HLIP_SPOOL__FOLDER": str(HERE / "data"),
         "HLIP_LISTENER__PORT": str(port),
-        "HLIP_WEB__PORT": "0",
+        "HLIP_WEB__PORT": str(web_port),
         "HLIP_SETTLE__SERIES_QUIET_SECONDS": "1",
         "HLIP_SETTLE__STUDY_QUIET_SECONDS": "3",
         "HLIP_THRESHOLDS": json.dumps(dict.fromkeys(labels, THRESHOLD)),

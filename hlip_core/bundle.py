@@ -116,6 +116,21 @@ class Bundle:
         return hashlib.sha256((self.path / DIGESTS).read_bytes()).hexdigest()
 
     @cached_property
+    def encoder_digest(self) -> str:
+        """SHA-256 (hex) of all that fixes the vector of given images: vectors with the same one may be compared.
+
+        Prompts, calibration and thresholds are no part of it: a change of those needs no image again.
+        """
+        fixed = {
+            "weights": self.weights_digest,
+            "encoder": self.config["model"]["encoder"],
+            "preprocessing": self.preprocessing.digest,
+            "inference": self.config["inference"],
+            "max_scans": self.max_scans,
+        }
+        return hashlib.sha256(json.dumps(fixed, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+    @cached_property
     def card(self) -> str:
         """The model card, Markdown."""
         return (self.path / CARD).read_text(encoding="utf-8")
@@ -150,18 +165,25 @@ class Bundle:
 
         Raises :class:`InputError` for no scans, too many, scans of another preprocessing, or unknown labels.
         """
+        limits = self.thresholds(thresholds or {})
+        ordered = order_scans(scans)
+        look = self._look(ordered, device)
+        embedding = look.vector.cpu().numpy()
+        findings = [self._score(label, embedding, limits[label], look, ordered) for label in self.findings.labels]
+        return Assessment(embedding, tuple(findings), thresholds_digest(limits), device)
+
+    def embed(self, scans: Sequence[PreparedScan], *, device: str = "cpu") -> np.ndarray:
+        """[E] float32 of unit length: the vector of scans as :meth:`assess` gives it, without findings."""
+        return self._look(order_scans(scans), device).vector.cpu().numpy()
+
+    def _look(self, ordered: Sequence[PreparedScan], device: str) -> Look:
         import torch
 
         from hlip_core.relevance import Look
 
-        limits = self._thresholds(thresholds or {})
-        ordered = order_scans(scans)
         images = torch.from_numpy(self.model_scans(ordered)).to(device)
         with self.autocast(device):
-            look = Look(self.model(device).visual, images, air=self.air)
-        embedding = look.vector.cpu().numpy()
-        findings = [self._score(label, embedding, limits[label], look, ordered) for label in self.findings.labels]
-        return Assessment(embedding, tuple(findings), thresholds_digest(limits), device)
+            return Look(self.model(device).visual, images, air=self.air)
 
     @property
     def air(self) -> float | None:
@@ -183,8 +205,11 @@ class Bundle:
             raise InputError(f"{count} model scans; this bundle takes 1 to {self.max_scans}")
         return np.concatenate([model_scans(scan, self.preprocessing) for scan in scans])
 
-    def _thresholds(self, site: Mapping[str, float]) -> dict[str, float | None]:
-        """The threshold of each finding: the site's, else the calibration's, else None."""
+    def thresholds(self, site: Mapping[str, float]) -> dict[str, float | None]:
+        """The threshold of each finding: the site's, else the calibration's, else None.
+
+        Raises :class:`InputError` for labels of the site that the bundle does not have.
+        """
         if unknown := set(site) - set(self.findings.labels):
             raise InputError(f"thresholds for findings that the bundle does not have: {', '.join(sorted(unknown))}")
         own = {label: row.threshold for label, row in self.calibrations.items()}

@@ -7,6 +7,7 @@ A finding without a calibration has a score only, which is no probability and ha
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
@@ -50,9 +51,38 @@ class Calibration:
 
     def probability(self, score: float) -> float:
         """Probability (0..1) of a score."""
+        return float(self.probabilities_of(np.asarray(score)))
+
+    def probabilities_of(self, scores: np.ndarray) -> np.ndarray:
+        """Probabilities (0..1) of scores, of any shape."""
         if self.method == "isotonic":
-            return float(np.interp(score, self.scores, self.probabilities))
-        return float(1 / (1 + np.exp(-(self.scores[0] * score + self.probabilities[0]))))
+            return np.interp(scores, self.scores, self.probabilities)
+        return 1 / (1 + np.exp(-(self.scores[0] * scores + self.probabilities[0])))
+
+    def lowest_score(self, probability: float) -> float:
+        """The lowest score with at least this probability; infinite where there is none, or where all have it.
+
+        Raises InputError for a curve that falls.
+        """
+        if self.method == "isotonic":
+            return self._lowest_of_points(probability)
+        slope, intercept = self.scores[0], self.probabilities[0]
+        if not slope > 0:
+            raise InputError("a calibration that falls with the score")
+        if not 0 < probability < 1:
+            return -math.inf if probability <= 0 else math.inf
+        return (math.log(probability / (1 - probability)) - intercept) / slope
+
+    def _lowest_of_points(self, probability: float) -> float:
+        x, y = np.array(self.scores), np.array(self.probabilities)
+        if (np.diff(y) < 0).any():
+            raise InputError("a calibration that falls with the score")
+        at = int(np.searchsorted(y, probability, "left"))  # the first point that has it
+        if at == 0:
+            return -math.inf
+        if at == len(y):
+            return math.inf
+        return float(x[at - 1] + (x[at] - x[at - 1]) * (probability - y[at - 1]) / (y[at] - y[at - 1]))
 
 
 def calibrations_to_json(calibrations: Mapping[str, Calibration]) -> bytes:

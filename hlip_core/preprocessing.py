@@ -136,6 +136,8 @@ HEAD_CT = Preprocessing(
     min_slices=8,
     air=-1024,
 )
+HEAD_CT_SMALL = dataclasses.replace(HEAD_CT, name="head-ct-small/1", num_slices=24, size=64, crop=56)
+"""For small models that are trained on a few thousand studies without a GPU: voxels of about 6 x 4 x 4 mm."""
 BRAIN_MRI = Preprocessing(
     name="brain-mri/1",
     modality="MR",
@@ -162,4 +164,4 @@ CHEST_CT = Preprocessing(
     spacing=(3.0, 1.0, 1.0),
 )
 
-PREPROCESSINGS: dict[str, Preprocessing] = {spec.name: spec for spec in (HEAD_CT, BRAIN_MRI, CHEST_CT)}
+PREPROCESSINGS: dict[str, Preprocessing] = {spec.name: spec for spec in (HEAD_CT, HEAD_CT_SMALL, BRAIN_MRI, CHEST_CT)}

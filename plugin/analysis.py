@@ -21,7 +21,7 @@ from plugin.spool import write_durably
 from plugin.study import SeriesView, StudyView
 
 if TYPE_CHECKING:
-    from hlip_core.bundle import Assessment, Bundle
+    from hlip_core.bundle import Assessment, Bundle, Location
 
 # ---- one study ---------------------------------------------------------------------------------------------
 
@@ -62,10 +62,18 @@ class Analysis:
                 "probability": None if score.probability is None else round(float(score.probability), 6),
                 "threshold": score.threshold,
                 "positive": score.positive,
+                "location": _place(score.location),
             }
             for score in self.assessment.findings
         ]
         return sorted(rows, key=lambda row: (not row["positive"], -row["score"], row["label"]))
+
+
+def _place(location: "Location | None") -> dict | None:
+    """Where the model looked: a voxel of the prepared scan of a series."""
+    if location is None:
+        return None
+    return {"series_instance_uid": location.series_instance_uid, "z": location.z, "y": location.y, "x": location.x}
 
 
 class NothingToSay(Exception):

@@ -20,7 +20,7 @@ from pydicom import dcmread
 
 from hlip_core import headers
 from plugin import audit_message, syslog, tls
-from plugin.audit_message import Node, Outcome, Source, StudyObjects
+from plugin.audit_message import Actor, Node, Outcome, Source, StudyObjects
 from plugin.lifecycle import backoff_seconds
 from plugin.settings import AuditSettings, Destination
 
@@ -105,6 +105,44 @@ class Trail:
     def deleted(self, objects: StudyObjects) -> None:
         """Instances or results of a study were removed for good."""
         self._keep(lambda: audit_message.study_deleted(self._source, objects))
+
+    # ---- what people do ------------------------------------------------------------------------------------
+
+    def accessed(
+        self,
+        actor: Actor,
+        objects: StudyObjects,
+        *,
+        act: str = "",
+        outcome: Outcome = "0",
+        patient_id: str | None = None,
+    ) -> None:
+        """A person saw a study, or did one of `audit_message.ACTS` with it."""
+        self._keep(
+            lambda: audit_message.study_accessed(
+                self._source,
+                actor,
+                objects,
+                act=act,
+                outcome=outcome,
+                patient_id=patient_id if self._settings.patient_ids else None,
+            ),
+            severity=syslog.NOTICE if outcome == audit_message.SUCCESS else syslog.WARNING,
+        )
+
+    def searched(self, actor: Actor, text: str) -> None:
+        self._keep(lambda: audit_message.searched(self._source, actor, text))
+
+    def signed(self, actor: Actor, *, is_login: bool, outcome: Outcome = "0") -> None:
+        """A person signed in or out, or was not let in."""
+        self._keep(
+            lambda: audit_message.user_authentication(self._source, actor, is_login=is_login, outcome=outcome),
+            severity=syslog.NOTICE if outcome == audit_message.SUCCESS else syslog.WARNING,
+        )
+
+    def user_changed(self, actor: Actor, user: str, description: str) -> None:
+        """Who may sign in was changed."""
+        self._keep(lambda: audit_message.user_changed(self._source, actor, user, description))
 
     # ---- keeping -------------------------------------------------------------------------------------------
 

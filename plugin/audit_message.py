@@ -29,12 +29,18 @@ class Code:
 
 # PS3.16 CID 400 and 401, Audit Event ID and Audit Event Type Code
 APPLICATION_ACTIVITY = Code("110100", "Application Activity")
+INSTANCES_ACCESSED = Code("110103", "DICOM Instances Accessed")
 INSTANCES_TRANSFERRED = Code("110104", "DICOM Instances Transferred")
 STUDY_DELETED = Code("110105", "DICOM Study Deleted")
+QUERY = Code("110112", "Query")
 SECURITY_ALERT = Code("110113", "Security Alert")
+USER_AUTHENTICATION = Code("110114", "User Authentication")
 APPLICATION_START = Code("110120", "Application Start")
 APPLICATION_STOP = Code("110121", "Application Stop")
+LOGIN = Code("110122", "Login")
+LOGOUT = Code("110123", "Logout")
 NODE_AUTHENTICATION = Code("110126", "Node Authentication")
+USER_ATTRIBUTES_CHANGED = Code("110137", "User Security Attributes Changed")
 # CID 402, Audit Active Participant Role ID Code
 APPLICATION = Code("110150", "Application")
 DESTINATION_ROLE = Code("110152", "Destination Role ID")
@@ -43,10 +49,23 @@ SOURCE_ROLE = Code("110153", "Source Role ID")
 STUDY_INSTANCE_UID = Code("110180", "Study Instance UID")
 NODE_ID = Code("110182", "Node ID")
 PATIENT_NUMBER = Code("2", "Patient Number", scheme="RFC-3881")
+# what a person does with results: no code of the standard's
+ACTS = {
+    act: Code(act, meaning, scheme="99HLIP")
+    for act, meaning in {
+        "withdraw": "Withdraw results",
+        "reissue": "Analyse anew and issue again",
+        "retry": "Take up again",
+        "assess": "Assess findings",
+    }.items()
+}
+SEARCH = Code("search", "Search in words", scheme="99HLIP")
+USER = Code("user", "User of the page", scheme="99HLIP")
 
 APPLICATION_SERVER = "4"  # AuditSourceTypeCode
 PERSON, SYSTEM_OBJECT = "1", "2"  # ParticipantObjectTypeCode
-PATIENT, REPORT, SECURITY_RESOURCE = "1", "3", "13"  # ParticipantObjectTypeCodeRole
+PATIENT, REPORT, SECURITY_USER, SECURITY_RESOURCE = "1", "3", "11", "13"  # ParticipantObjectTypeCodeRole
+QUERY_ROLE = "24"
 MACHINE_NAME, IP_ADDRESS = "1", "2"  # NetworkAccessPointTypeCode
 
 
@@ -58,6 +77,14 @@ def printable(text: str, limit: int = 64) -> str:
 @dataclass(frozen=True)
 class Node:
     """A DICOM node that takes part: a peer by AE title or name, and its IP address or host name."""
+
+    name: str
+    address: str = ""
+
+
+@dataclass(frozen=True)
+class Actor:
+    """A person who acts, by the name of their sign-in, and the address that their browser came from."""
 
     name: str
     address: str = ""
@@ -123,9 +150,57 @@ def security_alert(source: Source, peer: Node, description: str) -> bytes:
     _ourselves(message, source, APPLICATION, is_requestor=False)
     _peer(message, peer, SOURCE_ROLE, is_requestor=True)
     _source(message, source)
-    detail = base64.b64encode(printable(description, 256).encode()).decode()
+    detail = _encoded_text(description)
     alert = _object(message, peer.address or peer.name, NODE_ID, SYSTEM_OBJECT, SECURITY_RESOURCE)
     ET.SubElement(alert, "ParticipantObjectDetail", {"type": "Alert Description", "value": detail})
+    return _encoded(message)
+
+
+def study_accessed(
+    source: Source,
+    actor: Actor,
+    objects: StudyObjects,
+    *,
+    act: str = "",
+    outcome: Outcome = SUCCESS,
+    patient_id: str | None = None,
+) -> bytes:
+    """PS3.15 Table A.5.3.6-1: a person saw a study, or did one of `ACTS` with what we say of it."""
+    action: Action = "U" if act else "R"
+    message = _message(INSTANCES_ACCESSED, action, outcome, ACTS[act] if act else None)
+    _person(message, actor)
+    _ourselves(message, source, APPLICATION, is_requestor=False)
+    return _finished(message, source, [objects], patient_id)
+
+
+def searched(source: Source, actor: Actor, text: str) -> bytes:
+    """PS3.15 Table A.5.3.10-1: a person searched the archive in words of their own."""
+    message = _message(QUERY, "E", SUCCESS)
+    _person(message, actor)
+    _ourselves(message, source, APPLICATION, is_requestor=False)
+    _source(message, source)
+    query = _object(message, "archive", SEARCH, SYSTEM_OBJECT, QUERY_ROLE)
+    ET.SubElement(query, "ParticipantObjectDetail", {"type": "Query", "value": _encoded_text(text)})
+    return _encoded(message)
+
+
+def user_authentication(source: Source, actor: Actor, *, is_login: bool = True, outcome: Outcome = SUCCESS) -> bytes:
+    """PS3.15 Table A.5.3.12-1: signed in or out, or tried to."""
+    message = _message(USER_AUTHENTICATION, "E", outcome, LOGIN if is_login else LOGOUT)
+    _person(message, actor)
+    _ourselves(message, source, APPLICATION, is_requestor=False)
+    _source(message, source)
+    return _encoded(message)
+
+
+def user_changed(source: Source, actor: Actor, user: str, description: str) -> bytes:
+    """PS3.15 Table A.5.3.11-1: who may sign in was changed, by `actor` at this machine."""
+    message = _message(SECURITY_ALERT, "E", SUCCESS, USER_ATTRIBUTES_CHANGED)
+    _person(message, actor)
+    _ourselves(message, source, APPLICATION, is_requestor=False)
+    _source(message, source)
+    alert = _object(message, user, USER, SYSTEM_OBJECT, SECURITY_USER)
+    ET.SubElement(alert, "ParticipantObjectDetail", {"type": "Alert Description", "value": _encoded_text(description)})
     return _encoded(message)
 
 
@@ -175,6 +250,19 @@ def _peer(message: ET.Element, node: Node, role: Code, *, is_requestor: bool) ->
         attributes["NetworkAccessPointID"] = printable(node.address, 255)
         attributes["NetworkAccessPointTypeCode"] = IP_ADDRESS if _is_ip_address(node.address) else MACHINE_NAME
     _code(ET.SubElement(message, "ActiveParticipant", attributes), "RoleIDCode", role)
+
+
+def _person(message: ET.Element, actor: Actor) -> None:
+    name = "".join(c if c.isprintable() else "?" for c in actor.name.strip()[:64]) or "unknown"
+    attributes = {"UserID": name, "UserIsRequestor": "true"}
+    if actor.address:
+        attributes["NetworkAccessPointID"] = printable(actor.address, 255)
+        attributes["NetworkAccessPointTypeCode"] = IP_ADDRESS if _is_ip_address(actor.address) else MACHINE_NAME
+    ET.SubElement(message, "ActiveParticipant", attributes)
+
+
+def _encoded_text(text: str) -> str:
+    return base64.b64encode(printable(text, 256).encode()).decode()
 
 
 def _is_ip_address(text: str) -> bool:

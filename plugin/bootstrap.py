@@ -26,8 +26,17 @@ if TYPE_CHECKING:
     from plugin.handover import Service
     from plugin.index.database import Database
     from plugin.sandbox import Sandbox
+    from plugin.settings import SignalReceiver
+    from plugin.signals.switchboard import Switchboard
 
 UNTRAINED = "untrained"
+
+LINE: tuple[structlog.typing.Processor, ...] = (
+    structlog.processors.add_log_level,
+    structlog.processors.TimeStamper(fmt="iso"),
+    structlog.processors.format_exc_info,
+)
+"""What every line of the log has besides its own."""
 
 
 def configure(settings: LogSettings) -> None:
@@ -38,23 +47,31 @@ def configure(settings: LogSettings) -> None:
     """
     pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
     warnings.filterwarnings("ignore", module="pydicom|pynetdicom")  # they quote what was sent
-    renderer = (
-        structlog.processors.JSONRenderer()
-        if settings.format == "json"
-        else structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())
-    )
     structlog.configure(
-        processors=[
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso"),
-            structlog.processors.format_exc_info,
-            renderer,
-        ],
+        processors=[*LINE, _renderer(settings)],
         wrapper_class=structlog.make_filtering_bound_logger(getattr(logging, settings.level.upper())),
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
     )
     for library in ("pydicom", "pynetdicom", "dicomweb_client", "highdicom", "retrying"):
         logging.getLogger(library).setLevel(logging.CRITICAL)
+
+
+def configure_libraries(settings: LogSettings) -> None:
+    """What libraries log or warn of goes into lines like ours, so that a log of JSON is JSON throughout."""
+    handler = logging.StreamHandler(sys.stderr)
+    formatter = structlog.stdlib.ProcessorFormatter(
+        processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, _renderer(settings)],
+        foreign_pre_chain=LINE,
+    )
+    handler.setFormatter(formatter)
+    logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
+    logging.captureWarnings(True)
+
+
+def _renderer(settings: LogSettings) -> structlog.typing.Processor:
+    if settings.format == "json":
+        return structlog.processors.JSONRenderer()
+    return structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())
 
 
 class Plugin:
@@ -92,7 +109,7 @@ class Plugin:
         settings = self.settings
         if not settings.commitment.enabled:
             return nullcontext()
-        from plugin.commitment import Reporter
+        from plugin.commitment_report import Reporter
 
         reporter = Reporter(settings.commitment, self.spool, self.database, calling_ae_title=settings.listener.ae_title)
         return reporter.in_background()
@@ -102,6 +119,18 @@ class Plugin:
         from plugin.delivery import Outbox
 
         return Outbox.from_settings(self.settings)
+
+    @cached_property
+    def switchboard(self) -> "Switchboard":
+        """Raises plugin.tls.TlsError, plugin.signals.template.TemplateFault."""
+        from plugin.signals.switchboard import Switchboard
+
+        return Switchboard.from_settings(self.settings)
+
+    def check_signals(self) -> None:
+        """Raises plugin.tls.TlsError, and TemplateFault for a template that cannot be filled in."""
+        if self.settings.signals:
+            _ = self.switchboard
 
     @cached_property
     def audit(self) -> "Trail":
@@ -124,7 +153,7 @@ class Plugin:
         from plugin import tls
 
         _ = self.ssl_context
-        for files in (*self.settings.destinations, self.settings.audit):
+        for files in (*self.settings.destinations, *self.settings.signals, self.settings.audit):
             if files.tls_ca or files.tls_certificate:
                 tls.client_context(files)
 
@@ -154,6 +183,12 @@ class Plugin:
                 f"thresholds for {', '.join(unknown)}, which {bundle.name} does not know; "
                 f"it knows {', '.join(sorted(labels))}"
             )
+        for receiver in self.settings.signals:
+            named = receiver.findings if isinstance(receiver.findings, tuple) else ()
+            if unknown := sorted(set(named) - labels):
+                raise ValueError(
+                    f"signal {receiver.name} is about {', '.join(unknown)}, which {bundle.name} does not know"
+                )
         return bundle
 
     def _bundle_path(self) -> Path:
@@ -182,6 +217,10 @@ class Plugin:
     @cached_property
     def installation_uid(self) -> str:
         return self.spool.installation_uid()
+
+    def holds_signals_to(self, receiver: "SignalReceiver") -> bool:
+        """Whether a receiver is told nothing, since its setting does not let out what an unproven model says."""
+        return self.bundle.status != "trained" and not receiver.send_results_of_untrained_or_phantom_models
 
     @property
     def holds_results(self) -> bool:

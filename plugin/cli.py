@@ -13,8 +13,8 @@ from pydantic import ValidationError
 from rich.console import Console
 
 from hlip_core.errors import HlipError
-from plugin import cli_model
-from plugin.bootstrap import Plugin, configure
+from plugin import cli_model, cli_search, cli_user
+from plugin.bootstrap import Plugin, configure, configure_libraries
 from plugin.lifecycle import WORK_QUEUES, Rejection
 from plugin.settings import load_settings
 
@@ -34,6 +34,8 @@ Settings come from a TOML file (`--config hlip.toml`; every setting is explained
 be overridden as a variable `HLIP_SECTION__KEY`, such as `HLIP_LISTENER__PORT=4104`.""",
 )
 app.add_typer(cli_model.app, name="model")
+app.add_typer(cli_search.app, name="archive")
+app.add_typer(cli_user.app, name="user")
 console = Console()
 errors = Console(stderr=True)
 
@@ -58,6 +60,7 @@ def _plugin(config: Path | None) -> Plugin:
     os.umask(0o077)  # what is written here names patients: it is for its owner only
     plugin = Plugin(load_settings(config))
     configure(plugin.settings.log)
+    configure_libraries(plugin.settings.log)
     return plugin
 
 
@@ -118,7 +121,7 @@ def work(
     ] = list(WORK_QUEUES),  # noqa: B006 (typer copies it)
     config: Config = None,
 ) -> None:
-    """Run a worker: prepare series (CPU), analyse studies (GPU where there is one), deliver results.
+    """Run a worker: prepare series (CPU), analyse studies (GPU where there is one), deliver results, send signals.
 
     As many as you like, on as many hosts as share the spool, the index and the broker; one `analyse` worker a GPU.
     """
@@ -194,7 +197,7 @@ def retry(
     ] = False,
     config: Config = None,
 ) -> None:
-    """Take up again what was given up: crashed series, failed studies, deliveries that were refused or wait.
+    """Take up again what was given up: crashed series, failed studies, deliveries and signals refused or waiting.
 
     With a StudyInstanceUID, that study is prepared and analysed anew; if it says the same as before, nothing new is
     sent.
@@ -203,16 +206,27 @@ def retry(
 
     plugin = _plugin_with_index(config)
     taken = outcomes.retry(plugin.database, study_instance_uid=study)
-    console.print(f"{taken.series} series, {taken.studies} studies, {taken.deliveries} deliveries wait again.")
+    console.print(
+        f"{taken.series} series, {taken.studies} studies, {taken.deliveries} deliveries, {taken.signals} signals "
+        "wait again."
+    )
     if held:
-        if plugin.holds_results:
-            errors.print(
-                "Held results stay: the model is "
-                f"{plugin.bundle.status}. To send them all the same, set "
-                "delivery.send_results_of_untrained_or_phantom_models = true."
-            )
-            raise typer.Exit(1)
-        console.print(f"{outcomes.let_out_held(plugin.database)} held results wait for delivery.")
+        _let_out_held(plugin)
+
+
+def _let_out_held(plugin: Plugin) -> None:
+    """Results and signals, each where a setting of its own lets it. Exits with 1 where results stay held."""
+    from plugin.index import outcomes, signals
+
+    if receivers := [row.name for row in plugin.settings.signals if not plugin.holds_signals_to(row)]:
+        console.print(f"{signals.let_out_held(plugin.database, receivers)} held signals wait to be sent.")
+    if plugin.holds_results:
+        errors.print(
+            f"Held results stay: the model is {plugin.bundle.status}. To send them all the same, set "
+            "delivery.send_results_of_untrained_or_phantom_models = true."
+        )
+        raise typer.Exit(1)
+    console.print(f"{outcomes.let_out_held(plugin.database)} held results wait for delivery.")
 
 
 @app.command()

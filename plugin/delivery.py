@@ -41,8 +41,17 @@ class Eraser(Protocol):
         """Delete the object of a file; one that is not there is deleted. Raises NotNow or Refused."""
 
 
+def judge_status(code: int) -> None:
+    """What an HTTP status says. Raises NotNow or Refused; redirects and what is no status are not now."""
+    if 200 <= code < 300:
+        return
+    if not 400 <= code < 500 or code in RETRY_HTTP:
+        raise NotNow(f"HTTP {code}")
+    raise Refused(f"HTTP {code}")
+
+
 @contextmanager
-def _judged(*, gone: frozenset[int] = frozenset()) -> Iterator[None]:
+def judged(*, gone: frozenset[int] = frozenset()) -> Iterator[None]:
     """What an HTTP exchange came to; a status in `gone` is no failure."""
     try:
         yield
@@ -50,9 +59,10 @@ def _judged(*, gone: frozenset[int] = frozenset()) -> Iterator[None]:
         code = error.response.status_code if error.response is not None else 0
         if code in gone:
             return
-        if code >= 500 or code in RETRY_HTTP or code == 0:
-            raise NotNow(f"HTTP {code}") from None
-        raise Refused(f"HTTP {code}") from None
+        try:
+            judge_status(code)
+        except (NotNow, Refused) as verdict:
+            raise verdict from None
     except (requests.RequestException, OSError, ValueError) as error:
         raise NotNow(type(error).__name__) from None
 
@@ -91,38 +101,38 @@ class _Adapter(HTTPAdapter):
         return super().send(request, **kwargs)
 
 
-def _session(settings: s.Destination, timeout_seconds: float) -> requests.Session:
-    """With the destination's credentials."""
-    session = requests.Session()
+def session(settings: s.Destination | s.SignalReceiver | s.ArchiveSettings, timeout_seconds: float) -> requests.Session:
+    """With the credentials, the authority and the certificate of the settings. Raises plugin.tls.TlsError."""
+    made = requests.Session()
     own = settings.tls_ca or settings.tls_certificate or not settings.tls_check_hostname
     context = tls.client_context(settings, check_hostname=settings.tls_check_hostname) if own else None
     adapter = _Adapter(timeout_seconds, context)
-    session.mount("http://", adapter)
-    session.mount("https://", adapter)
+    made.mount("http://", adapter)
+    made.mount("https://", adapter)
     if settings.user:
-        session.auth = HTTPBasicAuth(settings.user, settings.password.get_secret_value())
+        made.auth = HTTPBasicAuth(settings.user, settings.password.get_secret_value())
     if token := settings.token.get_secret_value():
-        session.headers["Authorization"] = f"Bearer {token}"
-    return session
+        made.headers["Authorization"] = f"Bearer {token}"
+    return made
 
 
 class DicomwebDestination:
     """A STOW-RS service."""
 
     def __init__(self, settings: s.Destination, *, timeout_seconds: float) -> None:
-        self._client = DICOMwebClient(settings.url.rstrip("/"), session=_session(settings, timeout_seconds))
+        self._client = DICOMwebClient(settings.url.rstrip("/"), session=session(settings, timeout_seconds))
         self._client.set_http_retry_params(retry=False)
 
     def store(self, path: Path) -> None:
         dataset = dcmread(path)
-        with _judged():
+        with judged():
             answer = self._client.store_instances([dataset])
         self._check(answer, dataset.SOPInstanceUID)
 
     def delete(self, path: Path) -> None:
         """By DELETE on the instance, which is not in PS3.18 but offered by several archives."""
         header = dcmread(path, stop_before_pixels=True)
-        with _judged(gone=frozenset({404, 410})):
+        with judged(gone=frozenset({404, 410})):
             self._client.delete_instance(header.StudyInstanceUID, header.SeriesInstanceUID, header.SOPInstanceUID)
 
     def _check(self, answer: Dataset | None, sop_instance_uid: str) -> None:
@@ -165,16 +175,16 @@ class OrthancEraser:
 
     def __init__(self, settings: s.Destination, *, timeout_seconds: float) -> None:
         self._url = settings.orthanc
-        self._session = _session(settings, timeout_seconds)
+        self._session = session(settings, timeout_seconds)
 
     def delete(self, path: Path) -> None:
         uid = dcmread(path, stop_before_pixels=True).SOPInstanceUID
-        with _judged():
+        with judged():
             found = self._session.post(f"{self._url}/tools/lookup", data=str(uid))
             found.raise_for_status()
             places = [row["Path"] for row in found.json() if row["Type"] == "Instance"]
         for place in places:
-            with _judged(gone=frozenset({404})):
+            with judged(gone=frozenset({404})):
                 self._session.delete(f"{self._url}{place}").raise_for_status()
 
 

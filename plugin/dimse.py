@@ -10,6 +10,7 @@ from pydicom import Dataset, dcmread
 from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
 from pynetdicom import AE, build_role
 from pynetdicom.association import Association
+from pynetdicom.events import EventHandlerType
 from pynetdicom.pdu_primitives import SCP_SCU_RoleSelectionNegotiation
 from pynetdicom.presentation import PresentationContext, build_context
 from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]
@@ -36,15 +37,21 @@ class Peer:
 
 
 @contextmanager
-def _association(
-    peer: Peer, contexts: list[PresentationContext], roles: Sequence[SCP_SCU_RoleSelectionNegotiation] = ()
+def open_association(
+    peer: Peer,
+    contexts: list[PresentationContext],
+    roles: Sequence[SCP_SCU_RoleSelectionNegotiation] = (),
+    handlers: Sequence[EventHandlerType] = (),
 ) -> Iterator[Association]:
     """An association, established or not, released at the end; its socket is closed in any case."""
     ae = AE(ae_title=peer.calling_ae_title)
     ae.requested_contexts = contexts
     ae.acse_timeout = ae.dimse_timeout = ae.network_timeout = ae.connection_timeout = peer.timeout_seconds
     tls_args = (peer.tls, peer.host) if peer.tls is not None else None
-    association = ae.associate(peer.host, peer.port, ae_title=peer.ae_title, ext_neg=list(roles), tls_args=tls_args)
+    association = ae.associate(
+        peer.host, peer.port, ae_title=peer.ae_title, ext_neg=list(roles), tls_args=tls_args,
+        evt_handlers=list(handlers),
+    )  # fmt: skip
     try:
         yield association
     finally:
@@ -66,7 +73,7 @@ def _contexts_for(headers: Iterable[Dataset]) -> list[PresentationContext]:
 
 def echo(peer: Peer) -> bool:
     """Whether the peer answers a C-ECHO with success."""
-    with _association(peer, [build_context(Verification)]) as association:
+    with open_association(peer, [build_context(Verification)]) as association:
         return association.is_established and association.send_c_echo().get("Status") == 0x0000
 
 
@@ -79,7 +86,7 @@ def send(paths: Iterable[Path], peer: Peer) -> Iterator[tuple[Path, int]]:
     """
     paths = list(paths)
     headers = [dcmread(path, stop_before_pixels=True, specific_tags=["SOPClassUID"]) for path in paths]
-    with _association(peer, _contexts_for(headers)) as association:
+    with open_association(peer, _contexts_for(headers)) as association:
         if not association.is_established:
             over = " over TLS" if peer.tls is not None else ""
             raise PeerUnavailable(f"no association with {peer.ae_title} at {peer.host}:{peer.port}{over}")
@@ -103,7 +110,7 @@ def report_event(
         PeerRefused: the peer does not take the role of the user (PS3.7 section D.3.3.4).
     """
     contexts, roles = [build_context(sop_class_uid)], [build_role(sop_class_uid, scp_role=True)]
-    with _association(peer, contexts, roles) as association:
+    with open_association(peer, contexts, roles) as association:
         if not association.is_established:
             raise PeerUnavailable(f"no association with {peer.ae_title} at {peer.host}:{peer.port}")
         try:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Literal
 
-WORK_QUEUES = ("prepare", "analyse", "deliver")
+WORK_QUEUES = ("prepare", "analyse", "deliver", "signal")
 
 
 Rejection = Literal["quality", "patient-safety", "worklist", "retention"]
@@ -47,6 +47,42 @@ class DeliveryState(StrEnum):
     """Superseded or withdrawn before it was delivered."""
     DELETED = "deleted"
     """Withdrawn, and deleted at the destination, which the settings asked for."""
+
+
+class SignalStatus(StrEnum):
+    """What a signal says in relation to the one before it of the same study to the same receiver.
+
+    A signal's states and steps are those of a delivery.
+    """
+
+    NEW = "new"
+    CORRECTED = "corrected"
+    """Other findings than the receiver was told: a positive is gone, or has come."""
+    WITHDRAWN = "withdrawn"
+    """What the receiver was told no longer holds, and nothing is said in its place."""
+
+
+class FetchState(StrEnum):
+    """Of one study of an archive scan's plan."""
+
+    PLANNED = "planned"
+    FETCHING = "fetching"
+    FETCHED = "fetched"
+    """Here as a whole, and on its way through the steps that every study goes."""
+    ANALYSED = "analysed"
+    REFUSED = "refused"
+    SKIPPED = "skipped"
+    """The index has it already, or nothing of it was selected."""
+    GONE = "gone"
+    """The PACS no longer has it."""
+    FAILED = "failed"
+
+
+class ScanState(StrEnum):
+    RUNNING = "running"
+    """Wanted: whether a process works on it at the moment is another question."""
+    PAUSED = "paused"
+    FINISHED = "finished"
 
 
 @dataclass(frozen=True)
@@ -96,9 +132,31 @@ DELIVERY_STEPS = {
     "let out": _step([_D.HELD], _D.WAITING),
 }
 
+_F = FetchState
+
+FETCH_STEPS = {
+    "claimed": _step([_F.PLANNED, _F.FETCHING], _F.FETCHING),
+    "whole": _step([_F.FETCHING], _F.FETCHED),
+    "skipped": _step([_F.FETCHING], _F.SKIPPED),
+    "gone": _step([_F.FETCHING], _F.GONE),
+    "failed once": _step([_F.FETCHING], _F.PLANNED),
+    "gave up": _step([_F.FETCHING], _F.FAILED),
+    "analysed": _step([_F.FETCHED], _F.ANALYSED),
+    "refused": _step([_F.FETCHED], _F.REFUSED),
+    "failed": _step([_F.FETCHED], _F.FAILED),
+    "retry": _step([_F.FAILED, _F.GONE], _F.PLANNED),
+}
+
+SCAN_STEPS = {
+    "paused": _step([ScanState.RUNNING], ScanState.PAUSED),
+    "resumed": _step([ScanState.PAUSED, ScanState.FINISHED], ScanState.RUNNING),
+    "finished": _step([ScanState.RUNNING], ScanState.FINISHED),
+}
+
 SERIES_DONE = frozenset({_S.PREPARED, _S.REFUSED, _S.IGNORED})
 STUDY_DONE = frozenset({_T.REPORTED, _T.REFUSED, _T.FAILED, _T.IGNORED})
 DELIVERY_DONE = frozenset({_D.DELIVERED, _D.REFUSED, _D.HELD, _D.OBSOLETE, _D.DELETED})
+FETCH_DONE = frozenset({_F.ANALYSED, _F.REFUSED, _F.SKIPPED, _F.GONE, _F.FAILED})
 
 
 def backoff_seconds(attempts: int, *, first: float, longest: float) -> float:
@@ -114,7 +172,8 @@ class Urgency(StrEnum):
     ARCHIVE = "archive"
 
 
-URGENCY = ((34, Urgency.TRIAGE), (67, Urgency.ROUTINE), (101, Urgency.ARCHIVE))
+ARCHIVE_FROM = 67
+URGENCY = ((34, Urgency.TRIAGE), (ARCHIVE_FROM, Urgency.ROUTINE), (101, Urgency.ARCHIVE))
 
 
 def urgency(priority: int) -> Urgency:

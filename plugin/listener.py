@@ -18,6 +18,7 @@ from pydicom.uid import AllTransferSyntaxes, ExplicitVRLittleEndian
 from pynetdicom.presentation import PresentationContext, build_context
 from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]
 
+from plugin import metrics
 from plugin.admission import BY_USER, PROTOCOL_VERSION_NOT_SUPPORTED, Rejection, Request, admission
 from plugin.association import PROVIDER, USER, Association
 from plugin.audit import Trail
@@ -187,17 +188,21 @@ class Listener:
             wire.abort(source=USER)
             return
         if (why := self._enter(proposal, address)) is not None:
+            metrics.ASSOCIATIONS.labels("rejected").inc()
             log.warning("association rejected", address=address, cause=why.cause)
             if why.source == BY_USER:
                 self._audit.turned_away(Node(proposal.calling_ae_title, address), why.cause)
             wire.send(Proposal.rejection(why))
             wire.linger()
             return
+        metrics.ASSOCIATIONS.labels("accepted").inc()
+        metrics.ASSOCIATIONS_OPEN.inc()
         try:
             self._associate(wire, proposal, encoded, address)
         except ProtocolError as error:
             wire.abort(source=PROVIDER, reason=error.reason)
         finally:
+            metrics.ASSOCIATIONS_OPEN.dec()
             with self._lock:
                 self._num_open -= 1
 

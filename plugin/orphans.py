@@ -12,7 +12,7 @@ from typing import Literal
 
 from plugin.index import retention as index
 from plugin.index.database import Database
-from plugin.retention import remove_if_empty
+from plugin.retention import PREPARED_SUFFIXES, remove_if_empty
 from plugin.spool import Spool
 
 MIN_AGE_SECONDS = 86400.0
@@ -42,6 +42,9 @@ def find(spool: Spool, database: Database, *, min_age_seconds: float = MIN_AGE_S
     for orphan in (*_instances(spool, database), *_prepared(spool, database), *_results(spool, database)):
         if _is_old(orphan.path, min_age_seconds):
             yield orphan
+    for path in spool.fetching.glob("*/*/*/*.dcm"):
+        if _is_old(path, min_age_seconds):
+            yield Orphan(path, "left over by an archive scan", "remove")
     for part in spool.folder.rglob(".*.part"):
         if _is_old(part, min_age_seconds):
             yield Orphan(part, "half-written file", "remove")
@@ -71,7 +74,8 @@ def _prepared(spool: Spool, database: Database) -> Iterator[Orphan]:
     for study in spool.prepared.iterdir():
         rows = index.known(database, "prepared", study.name)
         for path in study.iterdir():
-            series_uid = path.name.removesuffix(".b2nd").removesuffix(".header.dcm")
+            ending = next((suffix for suffix in PREPARED_SUFFIXES if path.name.endswith(suffix)), "")
+            series_uid = path.name.removesuffix(ending)
             if not path.name.startswith(".") and not rows.get((series_uid, series_uid)):
                 yield Orphan(path, "prepared scan that the index does not know", "remove")
 

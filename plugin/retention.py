@@ -10,6 +10,7 @@ from pathlib import Path
 
 import structlog
 
+from plugin import looks
 from plugin.audit import Trail
 from plugin.audit_message import StudyObjects
 from plugin.index import retention as index
@@ -22,6 +23,9 @@ log = structlog.get_logger("hlip.retention")
 
 KINDS = ("conflicting", "prepared", "instances", "results")
 """The folders of the spool that have a rule, in the order in which they go."""
+
+PREPARED_SUFFIXES = (".b2nd", ".header.dcm", looks.SUFFIX)
+"""What lies of a series in the folder of prepared scans."""
 
 LOOK_SECONDS = 60.0
 PAUSE_SECONDS = 1.0
@@ -116,7 +120,7 @@ class Retention:
             return [spool.instance_path(study_uid, row.series_instance_uid, row.name)]
         if kind == "prepared":
             folder = spool.prepared / study_uid
-            return [folder / f"{row.series_instance_uid}{suffix}" for suffix in (".b2nd", ".header.dcm")]
+            return [folder / f"{row.series_instance_uid}{suffix}" for suffix in PREPARED_SUFFIXES]
         return [spool / row.name]
 
     def _conflicting(self) -> Iterator[tuple[str, list[Path]]]:
@@ -149,6 +153,12 @@ class Retention:
         went = next(self.run(open_studies, limit=1), None)
         self._next_look = now + (PAUSE_SECONDS if went else LOOK_SECONDS)
         return went is not None
+
+    def release(self, study_id: int, kinds: Iterable[str]) -> Iterator[Going]:
+        """Remove now what an archive scan fetched of a study that is done, and what was prepared of it."""
+        for kind in kinds:
+            if (job := index.release(self._database, study_id, kind)) is not None:
+                yield self._sweep(job)
 
     def _sweep(self, job: Job) -> Going:
         def remove(rows: Sequence[Marked]) -> tuple[int, int]:

@@ -1,7 +1,9 @@
 """The processes that a site runs: listener, scheduler, workers, web; or all of them under one supervisor."""
 
+import gc
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -26,30 +28,45 @@ ROLES: dict[str, tuple[str, ...]] = {
 }
 """What `hlip serve` starts, a process each, with the arguments of `hlip`."""
 
+SIGNAL_ROLE: dict[str, tuple[str, ...]] = {"signal": ("work", "--queue", "signal")}
+"""Also, where there are receivers of signals: a slow PACS is not to keep them waiting, nor they the PACS."""
+
 RESTART_SECONDS = (0.5, 1, 2, 5, 10, 30)
 STOP_SECONDS = 15
+STOP_SIGNALS = frozenset((signal.SIGTERM, signal.SIGINT))
 SCHEMA_WAIT_SECONDS = 60
 
 
 def until_stopped() -> threading.Event:
-    """An event that SIGTERM or SIGINT sets."""
+    """An event that SIGTERM or SIGINT sets.
+
+    A thread sets it, not the handler: that runs in the middle of whatever the main thread does, be it a wait for this
+    very event, whose lock it then waits for without end.
+    """
     stop = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.set())
+    heard, said = socket.socketpair()
+    said.setblocking(False)
+    signal.set_wakeup_fd(said.fileno(), warn_on_full_buffer=False)
+    for number in STOP_SIGNALS:
+        signal.signal(number, lambda *_: None)
+    threading.Thread(target=_hear, args=(heard, said, stop), name="signals", daemon=True).start()
     return stop
 
 
-def wait_for(stop: threading.Event) -> None:
-    """Until it is set. The kernel may give a signal to any thread; Python's main one then sees it within a second."""
-    while not stop.wait(1.0):
+def _hear(heard: socket.socket, said: socket.socket, stop: threading.Event) -> None:
+    """Also keeps `said`, which Python writes the numbers of signals to, from being closed."""
+    while not STOP_SIGNALS & set(heard.recv(1)):
         pass
+    stop.set()
 
 
 def listen(plugin: Plugin) -> None:
+    from plugin.health import answering
     from plugin.listener import listening
 
     stop = until_stopped()
     with (
+        answering(plugin, ("listen",)),
         plugin.audit.running(),
         listening(
             plugin.settings.listener,
@@ -59,17 +76,25 @@ def listen(plugin: Plugin) -> None:
             audit=plugin.audit,
         ),
     ):
-        wait_for(stop)
+        stop.wait()
 
 
 def schedule(plugin: Plugin) -> None:
+    from plugin.health import answering
+    from plugin.heartbeat import beating
     from plugin.scheduler import Scheduler
     from plugin.tasks import Bell, celery_app
 
     stop = until_stopped()
     plugin.database.upgrade()
     log.info("scheduling", index=plugin.database.engine.dialect.name)
-    with plugin.audit.forwarding(), plugin.audit.running(), plugin.reporting_commitment():
+    with (
+        answering(plugin, ("schedule",)),
+        plugin.audit.forwarding(),
+        plugin.audit.running(),
+        plugin.reporting_commitment(),
+        beating(plugin, ("schedule",)),
+    ):
         Scheduler(plugin.settings, plugin.spool, plugin.database, Bell(celery_app(plugin)), plugin.audit).run(stop)
 
 
@@ -79,13 +104,24 @@ def web(plugin: Plugin) -> None:
 
     stop = until_stopped()
     with serving(create_app(plugin), plugin.settings.web):
-        wait_for(stop)
+        stop.wait()
 
 
 def work(plugin: Plugin, queues: Sequence[str]) -> None:
     """Raises TimeoutError where no scheduler has brought the index to this version."""
+    from plugin.health import answering
+    from plugin.heartbeat import beating
     from plugin.tasks import run_worker
 
+    with answering(plugin, queues):
+        _make_ready(plugin, queues)
+        gc.freeze()  # what was loaded stays: the collector need not look through it after every item, nor at the end
+    with plugin.audit.running(), beating(plugin, queues):
+        run_worker(plugin, tuple(queues))
+
+
+def _make_ready(plugin: Plugin, queues: Sequence[str]) -> None:
+    """Everything that the first item would else have to wait for, or fail of."""
     deadline = time.monotonic() + SCHEMA_WAIT_SECONDS
     while not plugin.database.is_current():
         if time.monotonic() > deadline:
@@ -96,11 +132,11 @@ def work(plugin: Plugin, queues: Sequence[str]) -> None:
     if "prepare" in queues:
         plugin.sandbox.start()
     if "analyse" in queues:
-        plugin.bundle.model(plugin.device)  # now, so that the first study does not wait for it
+        plugin.bundle.model(plugin.device)
     if "deliver" in queues:
         plugin.check_certificates()
-    with plugin.audit.running():
-        run_worker(plugin, tuple(queues))
+    if "signal" in queues:
+        plugin.check_signals()
 
 
 @dataclass
@@ -118,13 +154,16 @@ class Supervisor:
     def __init__(self, plugin: Plugin, config: Path | None) -> None:
         self._plugin = plugin
         self._config = config
+        self._roles = ROLES
         self._children: list[_Child] = []
 
     def run(self) -> None:
         stop = until_stopped()
         self._plugin.check_certificates()
+        self._plugin.check_signals()
         self._plugin.database.upgrade()
-        self._children = [_Child(role, self._start(role), time.monotonic()) for role in ROLES]
+        self._roles = ROLES | (SIGNAL_ROLE if self._plugin.settings.signals else {})
+        self._children = [_Child(role, self._start(role), time.monotonic()) for role in self._roles]
         try:
             while not stop.wait(0.25):
                 for child in self._children:
@@ -134,7 +173,7 @@ class Supervisor:
 
     def _start(self, role: str) -> subprocess.Popen:
         config = ("--config", str(self._config)) if self._config else ()
-        return subprocess.Popen([sys.executable, "-P", "-m", "plugin", *ROLES[role], *config])
+        return subprocess.Popen([sys.executable, "-P", "-m", "plugin", *self._roles[role], *config])
 
     def _look_after(self, child: _Child) -> None:
         if child.process.poll() is None:

@@ -13,9 +13,10 @@ from pathlib import Path
 import structlog
 
 from hlip_core.headers import MALFORMED
+from plugin import metrics
 from plugin.arrival import Arrival, Kind, read_arrival
 from plugin.audit import Trail
-from plugin.index import intake, leases, settling
+from plugin.index import future, intake, leases, settling
 from plugin.index.database import Database
 from plugin.index.intake import Fate, Intake
 from plugin.retention import Retention
@@ -30,6 +31,10 @@ LOOK_SECONDS = 0.1
 """How long an arrival waits at most to be indexed; a batch costs the same for one as for ten."""
 RING_AGAIN_SECONDS = 5.0
 AWAY_SECONDS = 2.0
+CLOCK_SECONDS = 5.0
+"""How often it is seen to that nothing waits for a time that a clock set back has made distant."""
+LONGEST_WAIT_SECONDS = 60.0
+"""After a failure of prepare or analyse; that of a delivery is a setting."""
 UNROUTED_PRIORITY = 90
 
 
@@ -45,6 +50,7 @@ class Scheduler:
 
     def __post_init__(self) -> None:
         self._rung: dict[tuple[str, int], float] = {}
+        self._clock_checked = -CLOCK_SECONDS
         self.retention = Retention.from_settings(self.settings.retention, self.spool, self.database, audit=self.audit)
 
     def run(self, stop: threading.Event) -> None:
@@ -72,29 +78,43 @@ class Scheduler:
 
     def settle_and_announce(self, *, full: bool = False) -> None:
         """What follows from the index; nothing settles while more arrivals wait."""
+        self._bring_back_the_future()
         if not full:
             self.settle()
             self.retention.step(self._open_studies)
         given_up = leases.give_up(self.database, max_attempts=self.settings.workers.max_attempts)
         if given_up:
             log.error("gave up", items=given_up)
+            metrics.GIVEN_UP.inc(given_up)
         self.announce()
+        metrics.TICKED.set_to_current_time()
 
     # ---- arrivals --------------------------------------------------------------------------------------
 
     def index_arrivals(self) -> int:
-        """Take one batch of arrivals into the index and to their places. How many."""
+        """Take one batch of arrivals into the index and to their places. How many.
+
+        What an archive scan fetched fills the batch where room is left, and does not count.
+        """
         paths = self.spool.arrivals(BATCH)
-        arrivals = [arrival for path in paths if (arrival := self._read(path)) is not None]
+        fetched = self.spool.fetched_arrivals(BATCH - len(paths))
+        scans = {path: scan_id for scan_id, path in fetched}
+        arrivals = [arrival for path in [*paths, *scans] if (arrival := self._read(path)) is not None]
         priorities: dict[Kind, int] = {}  # by header: the slices of a series share theirs
         for arrival in arrivals:
             if arrival.kind not in priorities:
                 priorities[arrival.kind] = self._priority(arrival)
-        batch = [Intake(arrival, priorities[arrival.kind]) for arrival in arrivals]
+        batch = [
+            Intake(arrival, self.settings.archive.priority, scans[arrival.path])
+            if arrival.path in scans
+            else Intake(arrival, priorities[arrival.kind])
+            for arrival in arrivals
+        ]
         if batch:
             fates = intake.add_instances(self.database, batch)
             for item, fate in zip(batch, fates, strict=True):
                 self._put_away(item.arrival, fate)
+                metrics.INDEXED.labels(fate.name.lower()).inc()
         return len(paths)
 
     def _read(self, path: Path) -> Arrival | None:
@@ -107,6 +127,7 @@ class Scheduler:
         except MALFORMED as error:
             if isinstance(error, OSError) and error.errno is not None:
                 raise
+            metrics.INDEXED.labels("unreadable").inc()
             log.error("unreadable arrival set aside", file=path.name, cause=type(error).__name__)
             self.spool.set_aside(path, "unreadable", path.stem, "")
             return None
@@ -137,6 +158,22 @@ class Scheduler:
         settling.settle_series(self.database, quiet_seconds=rules.series_quiet_seconds, open_studies=open_studies)
         settling.prepare_again(self.database)
         settling.settle_studies(self.database, quiet_seconds=rules.study_quiet_seconds, open_studies=open_studies)
+
+    def _bring_back_the_future(self) -> None:
+        now = time.monotonic()
+        if now - self._clock_checked < CLOCK_SECONDS:
+            return
+        self._clock_checked = now
+        settings = self.settings
+        corrected = future.bring_back(
+            self.database,
+            lease_seconds=settings.workers.lease_seconds,
+            longest_wait_seconds=max(
+                LONGEST_WAIT_SECONDS, settings.delivery.longest_retry_seconds, settings.workers.prepare_timeout_seconds
+            ),
+        )
+        if corrected:
+            log.warning("the clock was set back", times_corrected=corrected)
 
     def _open_studies(self) -> frozenset[str]:
         return self.spool.open_studies(cap_seconds=self.settings.settle.association_cap_seconds).studies

@@ -107,7 +107,7 @@ def _counts(name: str, counts: dict[str, int]) -> Text:
 def status_page(status: dict[str, Any]) -> Group:
     """The latest studies with their series and deliveries, and the counts; UIDs whole, to be copied."""
     studies = (line for study in status["studies"] for line in _study_lines(study))
-    counts = [_counts(kind, status[f"{kind}_by_state"]) for kind in ("studies", "series", "deliveries")]
+    counts = [_counts(kind, status[f"{kind}_by_state"]) for kind in ("studies", "series", "deliveries", "signals")]
     waiting = Text(f"{status['instances']} instances; {status['waiting_to_be_indexed']} wait to be indexed")
     return Group(*studies, *counts, waiting, *_disk_lines(status["disk"]))
 
@@ -146,6 +146,9 @@ def _study_lines(study: dict[str, Any]) -> Iterator[Text]:
         for sent in result["deliveries"]:
             what = f"   {result['description']} to {sent['destination']}: "
             yield Text.assemble(what, _state(sent["state"], sent["detail"] or None))
+    for signal in study["signals"]:
+        what = f"   signal to {signal['receiver']}, revision {signal['revision']}, {signal['status']}: "
+        yield Text.assemble(what, _state(signal["state"], signal["detail"] or None))
     yield Text("")
 
 

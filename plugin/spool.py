@@ -5,7 +5,9 @@
     conflicting/   came again under the same UID with other content; the first is kept, these set aside
     commitments/   requests for storage commitment that were taken and not answered yet
     associations/  one folder for each open association: a file per study, holding the series in transit
-    prepared/      STUDY/SERIES.b2nd and SERIES.header.dcm
+    fetching/      SCAN/STUDY.<claim>/SERIES/INSTANCE.dcm, what an archive scan has of a study so far
+    fetched/       SCAN/STUDY/SERIES/INSTANCE.dcm, whole studies, to be indexed like what arrives
+    prepared/      STUDY/SERIES.b2nd, SERIES.header.dcm, SERIES.looks.npz (where the model looked, for the page)
     results/       STUDY/r<revision>/*.dcm
 
 Everything that becomes part of a path is a UID that passed `check_uid`, or was made here.
@@ -19,6 +21,7 @@ import threading
 import time
 import uuid
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -103,6 +106,8 @@ class Spool:
         self.instances = self.folder / "instances"
         self.conflicting = self.folder / "conflicting"
         self.associations = self.folder / "associations"
+        self.fetching = self.folder / "fetching"
+        self.fetched = self.folder / "fetched"
         self.prepared = self.folder / "prepared"
         self.results = self.folder / "results"
         self.broker = self.folder / "broker"
@@ -110,7 +115,7 @@ class Spool:
         self.room = Room(self.folder, int(min_free_gigabytes * 1e9), waits="C-STORE")
         self.room_for_work = Room(self.folder, int(worker_min_free_gigabytes * 1e9), waits="prepare, analyse")
         for path in (self.folder, self.incoming, self.instances, self.conflicting, self.associations,
-                     self.prepared, self.results, self.broker, self.models):  # fmt: skip
+                     self.fetching, self.fetched, self.prepared, self.results, self.broker, self.models):  # fmt: skip
             path.mkdir(mode=0o700, parents=True, exist_ok=True)
 
     # ---- the listener's side -------------------------------------------------------------------------
@@ -170,9 +175,12 @@ class Spool:
     # ---- the scheduler's side ------------------------------------------------------------------------
 
     def open_studies(self, *, cap_seconds: float) -> OpenStudies:
-        """Studies that an open association has sent to within `cap_seconds`, and the latest series of each."""
-        studies: set[str] = set()
-        series: set[str] = set()
+        """Studies that an open association has sent to within `cap_seconds`, and the latest series of each.
+
+        A fetched study is open, with all its series, until the last of it is indexed.
+        """
+        studies = {folder.name for folder in self.fetched.glob("*/*")}
+        series = {folder.name for folder in self.fetched.glob("*/*/*")}
         oldest = time.time() - cap_seconds
         for marker in self.associations.glob("*/*"):
             try:
@@ -188,6 +196,32 @@ class Spool:
         """Accepted files that are not in the index yet, oldest first."""
         names = sorted(entry.name for entry in os.scandir(self.incoming) if entry.name.endswith(".dcm"))
         return [self.incoming / name for name in names[:limit]]
+
+    def fetched_arrivals(self, limit: int) -> list[tuple[int, Path]]:
+        """Files of whole studies that are not in the index yet, with the archive scan that fetched them."""
+        found: list[tuple[int, Path]] = []
+        for study in self._fetched_studies():
+            files = sorted(study.glob("*/*.dcm"))
+            found += [(int(study.parent.name), path) for path in files[: limit - len(found)]]
+            if len(found) == limit:
+                break
+            if not files:
+                self._remove_empty(study)
+        return found
+
+    def _fetched_studies(self) -> list[Path]:
+        """The one that came first, first."""
+        dated = []
+        for study in self.fetched.glob("*/*"):
+            with suppress(FileNotFoundError):  # it was just emptied
+                dated.append((study.stat().st_ctime, study))
+        return [study for _, study in sorted(dated)]
+
+    def _remove_empty(self, study: Path) -> None:
+        with suppress(OSError):  # not empty after all, or gone
+            for series in study.iterdir():
+                series.rmdir()
+            study.rmdir()
 
     def instance_path(self, study_uid: str, series_uid: str, sop_uid: str) -> Path:
         return self.instances.joinpath(study_uid, series_uid, f"{sop_uid}.dcm")

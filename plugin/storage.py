@@ -15,7 +15,7 @@ import structlog
 from pynetdicom import PYNETDICOM_IMPLEMENTATION_UID, PYNETDICOM_IMPLEMENTATION_VERSION
 
 from hlip_core.files import BoundedFile
-from plugin import elements
+from plugin import elements, metrics
 from plugin.arrival import Identity, find_identity, read_elements
 from plugin.incoming import Bytes, Incoming
 from plugin.spool import Spool, UnsafeUid
@@ -27,6 +27,9 @@ SUCCESS = 0x0000
 OUT_OF_RESOURCES = 0xA700
 DOES_NOT_MATCH_SOP_CLASS = 0xA900
 CANNOT_UNDERSTAND = 0xC000
+
+_INSTANCES = {outcome: metrics.INSTANCES.labels("dimse", outcome) for outcome in ("kept", "refused")}
+_BYTES = metrics.BYTES.labels("dimse")
 
 TOUCH_SECONDS = 1.0
 PIECE = 250_000
@@ -185,6 +188,9 @@ class Receiving:
             except Exception as error:  # the association's border: a header that pydicom cannot read
                 self._refuse(CANNOT_UNDERSTAND, type(error).__name__)
         self._fragments.clear()
+        _INSTANCES["kept" if self._status is None else "refused"].inc()
+        if self._status is None:
+            _BYTES.inc(self.size)
         return SUCCESS if self._status is None else self._status
 
     def discard(self) -> None:

@@ -51,7 +51,7 @@ class ResultView:
 
 @dataclass(frozen=True)
 class RevisionView:
-    """What was said last of a study; `withdrawn` since then, perhaps to be said again (`reissue`).
+    """What was said last of a study; `withdrawn` since then, perhaps; `reissue`: to be said again.
 
     `standing` holds results of earlier revisions that no rejection note has named yet.
     """
@@ -66,8 +66,10 @@ class RevisionView:
 
     def stands(self, *, inputs_digest: str, content_digest: str) -> bool:
         """Whether no other revision is due: the inputs are the same; of one withdrawn for good, the images are."""
+        if self.reissue:
+            return False
         if self.withdrawn:
-            return not self.reissue and self.content_digest == content_digest
+            return self.content_digest == content_digest
         return self.inputs_digest == inputs_digest
 
 

@@ -13,7 +13,9 @@ from queue import Empty
 
 import structlog
 from celery import Celery
+from celery import signals as celery_signals
 from celery.platforms import SecurityWarning
+from kombu import Connection
 from kombu.exceptions import OperationalError
 from kombu.transport import TRANSPORT_ALIASES, filesystem
 from kombu.utils.json import dumps, loads
@@ -90,6 +92,7 @@ class FolderTransport(filesystem.Transport):
 
 
 TRANSPORT_ALIASES["folder"] = f"{__name__}:FolderTransport"
+TRANSPORT_ALIASES |= dict.fromkeys(("redis", "rediss"), "plugin.redis_transport:RingTransport")
 
 
 def celery_app(plugin: Plugin) -> Celery:
@@ -116,6 +119,17 @@ def _register(app: Celery, plugin: Plugin, queue: str) -> None:
         work_once(plugin, queue)
 
 
+def reach_broker(plugin: Plugin, *, seconds: float) -> None:
+    """Raises OSError where a broker that is a server cannot be reached; its text names no password."""
+    url = plugin.settings.broker.url.get_secret_value()
+    with Connection(url, connect_timeout=seconds, transport_options={"max_retries": 0}) as connection:
+        try:
+            connection.ensure_connection(max_retries=1, interval_start=0, timeout=seconds)
+            connection.channel().close()
+        except (OperationalError, *connection.connection_errors, *connection.channel_errors) as error:
+            raise ConnectionError(f"the broker cannot be reached: {type(error).__name__}") from None
+
+
 class Bell:
     """Announces work. A broker that is away is no error: it is left alone for a while, and work is rung for again."""
 
@@ -133,8 +147,13 @@ class Bell:
             self._away_until = time.monotonic() + AWAY_SECONDS
 
 
+def _leave_logging_alone(**_: object) -> None:
+    """Heard by Celery, which then does not set up lines of its own beside ours (`plugin.bootstrap.configure`)."""
+
+
 def run_worker(plugin: Plugin, queues: tuple[str, ...]) -> None:
     """Work on `queues` in this process, one item at a time, until SIGTERM or SIGINT."""
+    celery_signals.setup_logging.connect(_leave_logging_alone)
     worker = celery_app(plugin).Worker(
         queues=list(queues),
         pool="solo",

@@ -1,4 +1,4 @@
-"""The three kinds of work, each one item at a time: claim it, do it, write down what it came to."""
+"""The kinds of work, each one item at a time: claim it, do it, write down what it came to."""
 
 import errno
 import os
@@ -14,7 +14,7 @@ import structlog
 from hlip_core.errors import Refused
 from hlip_core.reasons import Reason
 from hlip_core.volume import PreparedScan
-from plugin import delivery, withdrawal
+from plugin import delivery, looks, metrics, withdrawal
 from plugin.analysis import (
     Analysis,
     NothingToSay,
@@ -29,12 +29,15 @@ from plugin.analysis import (
 from plugin.audit_message import MINOR_FAILURE, SUCCESS, Outcome
 from plugin.bootstrap import Plugin
 from plugin.index import leases, outcomes, overview
+from plugin.index.embeddings import NewEmbedding
 from plugin.index.leases import Claim
 from plugin.index.withdrawal import NewNote
 from plugin.lifecycle import SeriesState, backoff_seconds
 from plugin.preparation import Job
 from plugin.results import StudyReport
 from plugin.sandbox import Died, cause_of
+from plugin.search.kept import new_embeddings, series_vectors
+from plugin.signals import sending
 from plugin.study import SeriesView, StudyView
 
 log = structlog.get_logger("hlip.work")
@@ -61,10 +64,15 @@ def work_once(plugin: Plugin, queue: str) -> bool:
     )
     if claim is None:
         return False
-    with leases.kept_alive(plugin.database, claim, workers.lease_seconds):
+    lost = metrics.LEASES_LOST.labels(queue).inc
+    with (
+        leases.kept_alive(plugin.database, claim, workers.lease_seconds, lost=lost),
+        metrics.STAGE_SECONDS.labels(queue).time(),
+    ):
         try:
             WORK[queue](plugin, claim)
         except Exception as error:  # the task's border: one study's fault is not the worker's end
+            metrics.FAILURES.labels(queue).inc()
             log.error("failed", queue=queue, item=claim.id, attempt=claim.attempts, cause=cause_of(error))
             leases.put_back(
                 plugin.database,
@@ -95,6 +103,7 @@ def _prepare(plugin: Plugin, claim: Claim) -> None:
         notes = plugin.sandbox.prepare(job)
     except Died as death:
         _put_back_poison(plugin, claim, cause=str(death), seconds=time.monotonic() - started)
+        metrics.FAILURES.labels("prepare").inc()
         log.error("not prepared", series_instance_uid=uids[1], attempt=claim.attempts, cause=str(death))
         return
     except Refused as refusal:
@@ -102,10 +111,12 @@ def _prepare(plugin: Plugin, claim: Claim) -> None:
         outcomes.series_refused(
             plugin.database, claim, reason=str(refusal.reason), detail=refusal.detail, seconds=seconds
         )
+        metrics.SERIES.labels("refused", str(refusal.reason)).inc()
         log.info("refused", series_instance_uid=uids[1], reason=str(refusal.reason))
         return
     seconds = time.monotonic() - started
     outcomes.series_prepared(plugin.database, claim, notes=notes, seconds=seconds)
+    metrics.SERIES.labels("prepared", "").inc()
     log.info("prepared", series_instance_uid=uids[1], instances=len(job.paths), seconds=round(seconds, 2))
 
 
@@ -146,12 +157,14 @@ def _analyse(plugin: Plugin, claim: Claim) -> None:
             detail="",
             seconds=time.monotonic() - started,
         )
+        metrics.STUDIES.labels("refused", str(nothing.reason)).inc()
         log.info("refused", study_instance_uid=study.study_instance_uid, reason=str(nothing.reason))
         return
     thresholds = plugin.settings.thresholds
     same = inputs_digest(study, fate_rows, plugin.bundle, thresholds)
     if study.last is not None and study.last.stands(inputs_digest=same, content_digest=study.content_digest):
         outcomes.study_unchanged(plugin.database, claim, seconds=time.monotonic() - started)
+        metrics.STUDIES.labels("unchanged", "").inc()
         log.info("unchanged", study_instance_uid=study.study_instance_uid, revision=study.revision)
         return
     analysis = analyse_study(
@@ -166,7 +179,11 @@ def _analyse(plugin: Plugin, claim: Claim) -> None:
         results=plugin.settings.results,
         image_path=partial(plugin.spool.instance_path, study.study_instance_uid),
     )
-    _report(plugin, claim, study, analysis, started)
+    of_series = {}
+    if plugin.settings.search.series_embeddings:
+        of_series = series_vectors(analysis.report, scans, plugin.bundle, device=plugin.device)
+    kept = new_embeddings(analysis.report, plugin.bundle, of_series)
+    _report(plugin, claim, study, analysis, embeddings=kept, started=started)
 
 
 def _header_paths(plugin: Plugin, study: StudyView) -> dict:
@@ -176,7 +193,15 @@ def _header_paths(plugin: Plugin, study: StudyView) -> dict:
     }
 
 
-def _report(plugin: Plugin, claim: Claim, study: StudyView, analysis: Analysis, started: float) -> None:
+def _report(
+    plugin: Plugin,
+    claim: Claim,
+    study: StudyView,
+    analysis: Analysis,
+    *,
+    embeddings: list[NewEmbedding],
+    started: float,
+) -> None:
     report, spool = analysis.report, plugin.spool
     folder = spool.results_folder(study.study_instance_uid, report.revision)
     revision = outcomes.NewRevision(
@@ -186,8 +211,8 @@ def _report(plugin: Plugin, claim: Claim, study: StudyView, analysis: Analysis, 
         bundle_digest=plugin.bundle.digest,
         preprocessing=plugin.bundle.preprocessing.name,
         created_at=report.created.astimezone(UTC).timestamp(),
-        embedding=None if report.assessment is None else report.assessment.embedding.tobytes(),
         findings=analysis.findings,
+        embeddings=embeddings,
         results=[
             outcomes.NewResult(
                 sop_class_uid=file.sop_class_uid,
@@ -198,7 +223,9 @@ def _report(plugin: Plugin, claim: Claim, study: StudyView, analysis: Analysis, 
             )
             for file in analysis.files
         ],
+        signals=sending.offers(plugin, analysis),
     )
+    _keep_looks(plugin, study, analysis)
     note_file, note = _note(plugin, study, report, folder)
     files = (*analysis.files, *([note_file] if note_file else []))
     staged = spool.stage_results(study.study_instance_uid, {file.name: file.content for file in files})
@@ -216,6 +243,7 @@ def _report(plugin: Plugin, claim: Claim, study: StudyView, analysis: Analysis, 
         )
     finally:
         spool.discard_results(staged)  # nothing is left of it where it was put in its place
+    _count(analysis, stands=stands)
     log.info(
         "reported" if stands else "overtaken by new images",
         study_instance_uid=study.study_instance_uid,
@@ -223,6 +251,22 @@ def _report(plugin: Plugin, claim: Claim, study: StudyView, analysis: Analysis, 
         positive=sum(row["positive"] for row in analysis.findings),
         seconds=round(seconds, 2),
     )
+
+
+def _count(analysis: Analysis, *, stands: bool) -> None:
+    """A report, for the metrics."""
+    metrics.STUDIES.labels("reported" if stands else "overtaken", "").inc()
+    positive = [row for row in analysis.findings if row["positive"]]
+    if stands and positive:
+        metrics.POSITIVE.labels("true" if any(row["critical"] for row in positive) else "false").inc()
+
+
+def _keep_looks(plugin: Plugin, study: StudyView, analysis: Analysis) -> None:
+    """Where the model looked, for the page."""
+    crop = plugin.bundle.preprocessing.crop
+    for series_uid, of_series in looks.looks_of(analysis.assessment, crop=crop).items():
+        path = looks.looks_path(plugin.spool.prepared_path(study.study_instance_uid, series_uid))
+        looks.save(path, of_series, revision=analysis.report.revision)
 
 
 def _note(
@@ -261,15 +305,18 @@ def _deliver(plugin: Plugin, claim: Claim) -> None:
     except delivery.NotNow as trouble:
         wait = backoff_seconds(claim.attempts, first=retry.first_retry_seconds, longest=retry.longest_retry_seconds)
         leases.put_back(plugin.database, claim, detail=str(trouble), wait_seconds=wait)
+        metrics.DELIVERIES.labels(errand.destination, "not now").inc()
         log.warning("not delivered", **said, cause=str(trouble), next_try_seconds=wait)
     except delivery.Refused as refusal:
         outcomes.delivery_refused(plugin.database, claim, detail=str(refusal), seconds=time.monotonic() - started)
         _audit(plugin, errand, outcome=MINOR_FAILURE)
+        metrics.DELIVERIES.labels(errand.destination, "refused").inc()
         log.error("delivery refused", **said, cause=str(refusal))
     else:
         seconds = time.monotonic() - started
         outcomes.delivered(plugin.database, claim, action=errand.action, seconds=seconds)
         _audit(plugin, errand)
+        metrics.DELIVERIES.labels(errand.destination, errand.action).inc()
         log.info("delivered", **said, study_instance_uid=errand.study_instance_uid, seconds=round(seconds, 2))
 
 
@@ -283,4 +330,5 @@ WORK: dict[str, Callable[[Plugin, Claim], None]] = {
     "prepare": _prepare,
     "analyse": _analyse,
     "deliver": _deliver,
+    "signal": sending.send,
 }

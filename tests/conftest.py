@@ -1,5 +1,6 @@
 """Fixtures that several test files share: the test data folder and real peers on free ports."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from sqlalchemy.engine import make_url
 
 from peers import postgresql_server, rabbitmq_server
 
+os.environ["COLUMNS"] = "160"  # of the terminal that tables are drawn for, whatever the tests run in
 STRICTNESS = pydicom.config.settings.reading_validation_mode
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 

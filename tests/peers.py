@@ -137,9 +137,40 @@ def orthanc(folder: Path, *, forward_to_port: int | None = None) -> Iterator[Ort
         process.wait(timeout=30)
 
 
-def dcmsend(port: int, *paths: Path, calling: str = "MODALITY") -> str:
+QUERY_RETRIEVE = """NetworkTCPPort = {port}
+MaxPDUSize = 65536
+MaxAssociations = 16
+HostTable BEGIN
+scan = (HLIPSCAN, 127.0.0.1, {move_port})
+HostTable END
+VendorTable BEGIN
+VendorTable END
+AETable BEGIN
+QRSCP {folder} RW (1000, 1024mb) ANY
+AETable END
+"""
+
+
+@contextmanager
+def dcmqrscp(folder: Path, *, move_port: int) -> Iterator[int]:
+    """dcmtk's archive, QRSCP, that C-MOVE lets send to HLIPSCAN at `move_port`; its port."""
+    tool = needs("dcmqrscp", "dcmtk")
+    port, database = free_port(), folder / "database"
+    database.mkdir(parents=True)
+    (folder / "dcmqrscp.cfg").write_text(QUERY_RETRIEVE.format(port=port, move_port=move_port, folder=database))
+    with (folder / "dcmqrscp.log").open("wb") as output:
+        server = subprocess.Popen([tool, "-v", "-c", folder / "dcmqrscp.cfg"], stdout=output, stderr=output)
+    try:
+        wait_until(lambda: is_open(port), "dcmqrscp to start")
+        yield port
+    finally:
+        server.terminate()
+        server.wait(30)
+
+
+def dcmsend(port: int, *paths: Path, calling: str = "MODALITY", host: str = "127.0.0.1") -> str:
     """Send files or folders by dcmtk's dcmsend; returns its report, fails where an instance was not taken."""
-    command = [needs("dcmsend", "dcmtk"), "-v", "-nh", "-aet", calling, "-aec", "HLIP", "127.0.0.1", str(port)]
+    command = [needs("dcmsend", "dcmtk"), "-v", "-nh", "-aet", calling, "-aec", "HLIP", host, str(port)]
     done = subprocess.run(
         [*command, "+sd", "+r", *map(str, paths)], capture_output=True, text=True, errors="replace", check=False
     )
@@ -222,7 +253,7 @@ def rabbitmq_server(folder: Path) -> Iterator[str]:
     with (folder / "output.log").open("wb") as output:
         server = subprocess.Popen([RABBITMQ], env=environment, cwd=folder, stdout=output, stderr=output)
     try:
-        wait_until(lambda: server.poll() is None and is_open(port), "RabbitMQ to start", 60)
+        wait_until(lambda: server.poll() is None and is_open(port), "RabbitMQ to start", 180)
         yield f"amqp://guest:guest@127.0.0.1:{port}//"
     finally:
         server.terminate()

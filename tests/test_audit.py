@@ -20,7 +20,7 @@ from certificates import Authority
 from peers import free_port, orthanc, storescu, wait_until
 from plugin import audit_message, tls
 from plugin.audit import Trail
-from plugin.audit_message import Node, Source, StudyObjects
+from plugin.audit_message import Actor, Node, Source, StudyObjects
 from plugin.bootstrap import Plugin
 from plugin.listener import listening
 from plugin.retention import Retention
@@ -34,6 +34,7 @@ CT, SR = "1.2.840.10008.5.1.4.1.1.2", "1.2.840.10008.5.1.4.1.1.88.33"
 SOURCE = Source("hlip", "City Hospital", "HLIP")
 STUDY = StudyObjects("1.2.3", {CT: 40, SR: 1})
 PEER = Node("CT1", "10.1.2.3")
+WHO = Actor("Grète <Müller>\n", "reading-room-1")
 
 MESSAGES: dict[str, Callable[[], bytes]] = {
     "start": lambda: audit_message.application_activity(SOURCE, is_start=True),
@@ -43,6 +44,11 @@ MESSAGES: dict[str, Callable[[], bytes]] = {
     "refused": lambda: audit_message.instances_transferred(SOURCE, [STUDY], receiver=PEER, outcome="4"),
     "alert": lambda: audit_message.security_alert(SOURCE, PEER, "calling AE title not recognized"),
     "deleted": lambda: audit_message.study_deleted(SOURCE, STUDY),
+    "viewed": lambda: audit_message.study_accessed(SOURCE, WHO, STUDY, patient_id="4711"),
+    "withdrawn": lambda: audit_message.study_accessed(SOURCE, WHO, STUDY, act="withdraw", outcome="4"),
+    "searched": lambda: audit_message.searched(SOURCE, WHO, "acute subdural hematoma"),
+    "signed out": lambda: audit_message.user_authentication(SOURCE, WHO, is_login=False),
+    "user changed": lambda: audit_message.user_changed(SOURCE, WHO, "grace", "added as viewer"),
 }
 
 # The schema of PS3.15 section A.5.1 for the elements that we use: attributes that must and may be there, and children

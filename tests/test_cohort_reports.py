@@ -12,12 +12,12 @@ from pydicom.dataset import Dataset
 
 from canaries import identified
 from hlip_core.errors import InputError
+from hlip_core.sentences import sentences
 from trainer.cohort.cleaning import DROPPED, Identities, clean
 from trainer.cohort.documents import read_document, standing
 from trainer.cohort.headers import identities_of
 from trainer.cohort.messages import read_messages
 from trainer.cohort.reports import Book, Report, read_labels, read_table, written
-from trainer.cohort.sentences import sentences
 from trainer.phantom.study import Examination
 
 MESSAGE = "\r".join((

@@ -18,7 +18,8 @@ from pynetdicom.sop_class import (  # type: ignore[attr-defined]
 from sqlalchemy import select
 
 from peers import free_port, storescu, wait_until
-from plugin.commitment import Reporter, Requests, service
+from plugin.commitment import Requests, service
+from plugin.commitment_report import Reporter
 from plugin.index import retention as index_retention
 from plugin.index.commitment import committed_studies
 from plugin.index.database import Database

@@ -5,8 +5,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score, roc_curve
 
-from hlip_core.zero_shot import ClassEmbeddings
-from trainer.evaluation.metrics import (
+from hlip_core.metrics import (
     Bootstrap,
     Resampled,
     auc,
@@ -18,6 +17,7 @@ from trainer.evaluation.metrics import (
     youden,
     zero_shot_auc,
 )
+from hlip_core.zero_shot import ClassEmbeddings
 
 
 def scored(count: int = 80, *, levels: int | None = None, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:

@@ -10,7 +10,7 @@ from sqlalchemy import select, update
 
 from peers import free_port
 from plugin.arrival import Arrival, read_arrival
-from plugin.index import intake, leases, outcomes, overview, settling
+from plugin.index import future, intake, leases, outcomes, overview, settling
 from plugin.index.database import Database, IndexUnavailable, clock
 from plugin.index.intake import Fate, Intake
 from plugin.index.leases import Claim
@@ -138,11 +138,18 @@ def test_the_most_urgent_item_is_claimed_first(database: Database, tmp_path: Pat
     for name, priority in (("archive", 80), ("triage", 10), ("routine", 50)):
         add(database, arrivals(tmp_path, name=name, slices=8), priority)
     settle(database)
-    order = []
-    while (item := claim(database, "prepare")) is not None:
-        uid = overview.series_view(database, item.id).study_instance_uid
-        order += [s["priority"] for s in overview.overview(database, study_uids=[uid])["studies"]]
-    assert order == [10, 50, 80]
+
+    def claimed() -> list[int]:
+        order = []
+        while (item := claim(database, "prepare")) is not None:
+            uid = overview.series_view(database, item.id).study_instance_uid
+            order += [s["priority"] for s in overview.overview(database, study_uids=[uid])["studies"]]
+        return order
+
+    assert claimed() == [10, 50]
+    with database.write() as session:  # a minute later nobody urgent is arriving any more
+        session.execute(update(Study).values(last_image_at=Study.last_image_at - 61))
+    assert claimed() == [80]
 
 
 def test_an_item_is_claimed_once(database: Database, tmp_path: Path) -> None:
@@ -231,7 +238,7 @@ def report(database: Database, item: Claim, *, number: int = 1, publish=lambda: 
     result = outcomes.NewResult("1.2", f"1.2.{item.id}.{number}", "1.3", "Summary", f"results/{number}.dcm")
     revision = outcomes.NewRevision(
         number=number, inputs_digest=f"{number}", content_digest="c", bundle_digest="b", preprocessing="p",
-        created_at=1.0, embedding=b"e", findings=[{"label": "x"}], results=[result],
+        created_at=1.0, findings=[{"label": "x"}], results=[result],
     )  # fmt: skip
     return outcomes.study_reported(
         database, item, revision, destinations=["pacs"], hold=hold, seconds=1.0, publish=publish
@@ -338,3 +345,34 @@ def test_times_and_leases_do_not_depend_on_this_hosts_clock(database: Database, 
     with database.write() as session:
         session.execute(update(Series).values(last_image_at=clock() + 3600))
     assert settling.settle_series(database, quiet_seconds=0, open_studies=NOBODY) == 0
+
+
+def test_what_waits_for_a_clock_that_was_set_back_does_not_wait_long(database: Database, tmp_path: Path) -> None:
+    add(database, arrivals(tmp_path))
+    assert _brought_back(database) == 0
+    _shift(database, Series, "last_image_at")
+    _shift(database, Study, "last_image_at")
+    settle(database)
+    assert states(database)[0] == {"receiving": 1}
+    assert _brought_back(database) == 2
+    settle(database)
+    assert states(database)[0] == {"ready": 1}
+    assert claim(database, "prepare") is not None
+    _shift(database, Series, "lease_until")
+    assert _brought_back(database) == 1
+    taken = claim(database, "prepare", lease_seconds=-1)
+    assert taken is None  # the lease that stands is one of a usual length
+    _shift(database, Series, "lease_until", seconds=-31)
+    taken = claim(database, "prepare")
+    assert taken is not None
+    leases.put_back(database, taken, detail="", wait_seconds=3600)
+    assert _brought_back(database) == 1
+
+
+def _brought_back(database: Database) -> int:
+    return future.bring_back(database, lease_seconds=30, longest_wait_seconds=60)
+
+
+def _shift(database: Database, table: type[Series | Study], column: str, *, seconds: float = 3600) -> None:
+    with database.write() as session:
+        session.execute(update(table).values({column: getattr(table, column) + seconds}))

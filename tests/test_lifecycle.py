@@ -5,11 +5,14 @@ import pytest
 from plugin.lifecycle import (
     DELIVERY_DONE,
     DELIVERY_STEPS,
+    FETCH_DONE,
+    FETCH_STEPS,
     SERIES_DONE,
     SERIES_STEPS,
     STUDY_DONE,
     STUDY_STEPS,
     DeliveryState,
+    FetchState,
     SeriesState,
     StudyState,
     Urgency,
@@ -22,6 +25,7 @@ LIVES = [
     (SeriesState, SERIES_STEPS, SERIES_DONE),
     (StudyState, STUDY_STEPS, STUDY_DONE),
     (DeliveryState, DELIVERY_STEPS, DELIVERY_DONE),
+    (FetchState, FETCH_STEPS, FETCH_DONE),
 ]
 
 

@@ -42,6 +42,15 @@ def test_the_command_says_which_lesions_there_are(tmp_path: Path) -> None:
     assert "no such lesion" in result.output
 
 
+def test_the_command_keeps_conspicuity_within_its_limits(tmp_path: Path) -> None:
+    arguments = ["phantom", "-o", str(tmp_path), "-n", "3", "--preset", "tiny", "-w", "1", "--lesions", "infarct"]
+    result = CliRunner().invoke(app, [*arguments, "--conspicuity", "0.8", "0.9"])
+    assert result.exit_code == 0, result.output
+    rows = read_manifest(tmp_path / MANIFEST)
+    assert all(0.8 <= lesion["conspicuity"] <= 0.9 for row in rows for lesion in row["lesions"])
+    assert CliRunner().invoke(app, [*arguments, "--conspicuity", "0.9", "0.8"]).exit_code == 2
+
+
 def test_the_audit_sees_histograms_only() -> None:
     voxels = np.random.default_rng(0).integers(-1000, 100, (8, 16, 16)).astype(np.int16)
     shuffled = np.random.default_rng(1).permutation(voxels.ravel()).reshape(voxels.shape)

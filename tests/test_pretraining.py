@@ -277,6 +277,21 @@ def test_whitened_patches_have_uncorrelated_channels(cohort, tmp_path):
     assert np.abs(correlation).mean() < 0.35
 
 
+def test_a_spread_start_gives_studies_and_sentences_different_vectors(cohort, tmp_path):
+    likeness = {}
+    for spread in (False, True):
+        settings = config(cohort, model={"spread": spread}, data={"mirror": False, "jitter": False})
+        studies = Studies(settings)
+        model = new_model(settings, studies, tokenizer_of(settings, studies, tmp_path)).eval()
+        images = [studies.sample(0, i, settings.stages[0]).images.float() for i in range(len(studies.train))]
+        with torch.inference_mode():
+            vectors = {"image": model.encode_image(images), "text": model.encode_text(sorted(set(studies.sentences)))}
+        for tower, found in vectors.items():
+            likeness[tower, spread] = (found @ found.T).mean().item()
+    for tower in ("image", "text"):
+        assert likeness[tower, True] < 0.2 < 0.5 < likeness[tower, False]
+
+
 # ---- whole runs --------------------------------------------------------------------------------------------------
 
 

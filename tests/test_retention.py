@@ -135,12 +135,12 @@ def test_a_delivered_study_goes_kind_by_kind_and_the_index_says_so(either: Calla
     here.report(*head_ct(tmp_path))
     before = here.study()
     assert here.clean("instances") == {"instances": 12}
-    assert (here.files("instances"), here.files("prepared"), here.files("results")) == (0, 2, 2)
-    assert here.clean() == {"prepared": 2, "results": 2}
+    assert (here.files("instances"), here.files("prepared"), here.files("results")) == (0, 3, 2)  # with where it looked
+    assert here.clean() == {"prepared": 3, "results": 2}
     assert here.files("prepared") == here.files("results") == 0
     assert all((here.spool / kind).is_dir() and not any((here.spool / kind).iterdir()) for kind in rules.KINDS)
     after = here.study()
-    assert [(r["kind"], r["files"]) for r in after["removals"]] == [("instances", 12), ("prepared", 2), ("results", 2)]
+    assert [(r["kind"], r["files"]) for r in after["removals"]] == [("instances", 12), ("prepared", 3), ("results", 2)]
     assert all(r["bytes"] > 1000 and abs(r["at"] - time.time()) < 60 for r in after["removals"])
     assert after["revisions"][0]["findings"] == before["revisions"][0]["findings"]
     assert here.clean() == {}

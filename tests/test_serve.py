@@ -16,6 +16,7 @@ import pytest
 from peers import dcmsend, free_port, is_open, wait_until
 from plugin.index.database import Database
 from plugin.index.overview import overview
+from plugin.roles import STOP_SIGNALS, until_stopped
 from road import head_ct
 
 HLIP = Path(sys.executable).parent / "hlip"
@@ -161,3 +162,18 @@ def test_workers_wait_for_the_schema(tmp_path: Path) -> None:
     assert worker.poll() is None
     worker.terminate()
     worker.wait(30)
+
+
+@pytest.mark.parametrize("number", sorted(STOP_SIGNALS))
+def test_a_signal_in_the_middle_of_a_wait_for_it_stops_a_role_all_the_same(number: int) -> None:
+    """Before, its handler waited for the lock that the interrupted wait held."""
+    before = {each: signal.getsignal(each) for each in STOP_SIGNALS}
+    try:
+        stop = until_stopped()
+        with stop._cond:  # type: ignore[attr-defined]
+            signal.raise_signal(number)
+        assert stop.wait(30)
+    finally:
+        signal.set_wakeup_fd(-1)
+        for each, handler in before.items():
+            signal.signal(each, handler)

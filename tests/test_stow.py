@@ -415,7 +415,7 @@ def test_an_open_address_without_a_token_is_refused_in_clear_words(tmp_path: Pat
     with pytest.raises(ValueError, match=r"set web\.stow_token"):
         load_settings(file)
     assert Settings(web={"host": host, "stow": False}).web.host == host
-    assert "secret" not in repr(Settings(web={"host": host, "stow_token": "a-long-enough-secret"}))
+    assert "long-enough" not in repr(Settings(web={"host": host, "stow_token": "a-long-enough-secret"}))
 
 
 def test_a_short_token_is_refused() -> None:

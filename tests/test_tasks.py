@@ -43,6 +43,21 @@ def test_a_broker_that_is_away_costs_the_scheduler_no_time(tmp_path: Path, url: 
     assert time.monotonic() - started < 3
 
 
+def test_a_ring_that_redis_cannot_be_told_is_heard_does_not_silence_those_after_it(tmp_path: Path) -> None:
+    """Before, a worker whose Redis was restarted while it worked took no work ever again."""
+    with redis_server(tmp_path) as url:
+        app = celery_app(Plugin(settings(tmp_path, broker={"url": url})))
+        Bell(app)("prepare")
+        connection, prepare = queue(app)
+        channel = prepare.channel
+        channel.basic_qos(0, 1, False)
+        message = prepare.get()
+        assert not channel.qos.can_consume()
+    with pytest.raises(connection.connection_errors):
+        message.ack()
+    assert channel.qos.can_consume()
+
+
 def embedded(folder: Path) -> Celery:
     return celery_app(Plugin(settings(folder)))
 

@@ -57,6 +57,8 @@ class Model(Section):
     """Start the patch embedding as a whitening of this many patches of the training studies; 0: random."""
     lock_patches: bool = False
     """Leave the patch embedding as it starts. Studies are then projected once for each variant and kept in memory."""
+    spread: bool = False
+    """Start both towers with vectors that are centred and spread alike in all directions (else: random)."""
     unlocked_text_layers: int = Field(-1, ge=-1)
     """Layers of the text tower that are trained, from the last; 0: locked but for its projection; -1: all of it."""
 

@@ -31,6 +31,9 @@ MIN_STEM = 4
 ENDINGS = 60
 WHITENING_STUDIES = 96
 """Studies from which the patches of a whitening are taken."""
+SPREAD_STUDIES = 256
+SPREAD_SENTENCES = 2000
+"""What the spread of features is taken from."""
 WHITENED = 0.5
 """Standard deviation of a whitened channel: about that of the position code."""
 
@@ -111,6 +114,8 @@ def new_model(config: Config, studies: Studies, tokenizer: Path) -> Hlip:
         _whiten(trunk, _patches(config, studies, trunk))
     if given.start_text is not None:
         load_strict(model.text.transformer, _bert(read_checkpoint(given.start_text)))
+    if given.spread:
+        _spread(model, config, studies)
     _lock(model, given.unlocked_text_layers)
     trunk.patch_embed.requires_grad_(not given.lock_patches)
     return model
@@ -146,7 +151,7 @@ def _patches(config: Config, studies: Studies, trunk: Encoder) -> Tensor:
         assert isinstance(images, Tensor)
         voxels = trunk.patch_embed.cut(images.float())
         voxels = voxels.flatten(0, 1)
-        voxels = voxels[(voxels > air).float().mean(1) >= 0.5]
+        voxels = voxels[(voxels > air).float().mean(1) >= 0.25]
         found.append(voxels[torch.randperm(len(voxels), generator=draw)[:each]])
     return torch.cat(found)
 
@@ -156,14 +161,54 @@ def _whiten(trunk: Encoder, patches: Tensor) -> None:
     """Patch embedding := the principal components of patches, each with the same spread.
 
     A random projection of smooth patches gives channels that all say nearly the same; these are uncorrelated.
+
+    Raises:
+        InputError: there are fewer patches than channels.
     """
-    width = trunk.config.embed_dim
-    mean = patches.double().mean(0)
-    centred = patches.double() - mean
-    values, vectors = torch.linalg.eigh(centred.T @ centred / len(patches))
-    top, directions = values[-width:].flip(0), vectors[:, -width:].flip(1).T  # [c], [c, voxels]
+    if len(patches) < trunk.config.embed_dim:
+        raise InputError(f"model.whiten_patches: {len(patches)} patches cannot fill {trunk.config.embed_dim} channels")
+    mean = patches.mean(0)
+    _, spread, directions = torch.linalg.svd(patches - mean, full_matrices=False)  # [c], [c, voxels]
+    top, directions = (spread**2)[: trunk.config.embed_dim], directions[: trunk.config.embed_dim]
+    top = top / len(patches)
     weight = WHITENED * directions / (top + 1e-3 * top[0]).sqrt()[:, None]
     proj = trunk.patch_embed.proj
     assert proj.bias is not None
     proj.weight.copy_(weight.view_as(proj.weight))
     proj.bias.copy_(-(weight @ mean))
+
+
+@torch.no_grad()
+def _spread(model: Hlip, config: Config, studies: Studies) -> None:
+    """Both towers' vectors := centred, and spread alike in all directions.
+
+    Towers that start at random give every study, and every sentence, nearly the same vector; a small batch needs long
+    to get away from there.
+    """
+    from hlip_core.assessment import air_level
+
+    air = air_level(studies.preprocessing) if config.data.drop_air else None
+    stage, count = config.stages[0], min(SPREAD_STUDIES, len(studies.train))
+    trunk, tower = model.visual.trunk, model.text_tower
+    model.eval()
+    seen = []
+    for i in range(count):
+        images = studies.sample(0, i * len(studies.train) // count, stage).images
+        assert isinstance(images, Tensor)
+        seen.append(trunk([images.float()], air=air))
+    sentences = list(dict.fromkeys(studies.sentences))[:SPREAD_SENTENCES]
+    ids = tower.tokenize(sentences)
+    said = torch.cat([tower.transformer(input_ids=b, attention_mask=(b != 0).long()).last_hidden_state[:, 0]
+                      for b in ids.split(256)])  # fmt: skip
+    for features, bias, weight in (
+        (torch.cat(seen), trunk.norm.bias, model.visual.head.proj.weight),
+        (said, tower.transformer.encoder.layer[-1].output.LayerNorm.bias, tower.proj.weight),
+    ):
+        centred = features - features.mean(0)
+        bias -= features.mean(0)
+        _, spread, directions = torch.linalg.svd(centred, full_matrices=False)
+        rows = min(len(weight), len(spread))
+        weight.zero_()
+        weight[:rows] = (directions / (spread + 0.03 * spread[0])[:, None])[:rows]
+        weight /= (centred @ weight.T).norm(dim=1).mean()
+    model.train()

@@ -5,14 +5,14 @@ from dataclasses import dataclass
 from enum import Enum, auto
 from typing import Any
 
-from sqlalchemy import insert, select
+from sqlalchemy import Select, insert, select, update
 from sqlalchemy.orm import Session
 
 from hlip_core.reasons import Reason
 from plugin.arrival import Arrival, Kind
 from plugin.index.database import Database, clock
-from plugin.index.tables import Event, Instance, Result, Series, Study
-from plugin.lifecycle import SERIES_STEPS, STUDY_STEPS, SeriesState, Step, StudyState
+from plugin.index.tables import Event, Instance, Result, Revision, Series, Study
+from plugin.lifecycle import SERIES_STEPS, STUDY_DONE, STUDY_STEPS, SeriesState, Step, StudyState
 
 
 class Fate(Enum):
@@ -30,6 +30,8 @@ class Intake:
     arrival: Arrival
     priority: int
     """Of the routing rule that fits; the study takes the most urgent of its series."""
+    scan_id: int | None = None
+    """The archive scan that fetched it; None: someone sent it."""
 
 
 def _describe(study: Study, arrival: Arrival) -> None:
@@ -63,7 +65,7 @@ class _Batch:
         study_uids = {arrival.study_instance_uid for arrival in arrivals}
         series_uids = {arrival.series_instance_uid for arrival in arrivals}
         sop_uids = {arrival.sop_instance_uid for arrival in arrivals}
-        studies = session.scalars(select(Study).where(Study.study_instance_uid.in_(study_uids))).all()
+        studies = session.scalars(self._locked(study_uids)).all()
         self._studies = {study.study_instance_uid: study for study in studies}
         ids = [study.id for study in studies]
         series = session.scalars(
@@ -82,9 +84,16 @@ class _Batch:
         self._opened: set[Study | Series] = set()
         self._patients: dict[Kind, str] = {}
 
+    @staticmethod
+    def _locked(study_uids: set[str]) -> Select:
+        """Locked before its instances are read: none of them is removed between the question and the answer."""
+        return select(Study).where(Study.study_instance_uid.in_(study_uids)).order_by(Study.id).with_for_update()
+
     def add(self, intake: Intake) -> Fate:
         arrival = intake.arrival
         study = self._study_of(arrival)
+        if arrival.is_content:
+            self._belong(study, intake)
         series = self._series_of(study, arrival)
         key = (series.id, arrival.sop_instance_uid)
         known = self._known.get(key)
@@ -154,6 +163,19 @@ class _Batch:
             self._patients[kind] = arrival.patient_digest
         return self._patients[kind]
 
+    def _belong(self, study: Study, intake: Intake) -> None:
+        """A study is the scan's that fetched it until someone sends it: then it is urgent, and its results go out."""
+        if intake.scan_id is not None:
+            if study.scan_id is not None or study.first_image_at is None:
+                study.scan_id = intake.scan_id
+        elif study.scan_id is not None:
+            study.scan_id = None
+            study.priority = min(study.priority, intake.priority)
+            if study.state in STUDY_DONE:
+                self._reopen(study, STUDY_STEPS["image arrived"])
+                unsaid = update(Revision).where(Revision.study_id == study.id, Revision.current).values(reissue=True)
+                self._session.execute(unsaid.execution_options(synchronize_session=False))
+
     def _open(self, study: Study, series: Series, intake: Intake) -> None:
         """Images open their study and series again; objects of other kinds, and our own, do not."""
         if intake.arrival.is_content:
@@ -182,7 +204,9 @@ class _Batch:
         assert known is not None
         known.removed_at, known.received_at = None, self._now
         study.instances_removed_at = None
-        if series.reason == Reason.REMOVED:
+        is_fetched = intake.scan_id is not None and study.scan_id is not None
+        is_needed = study.state == StudyState.RECEIVING and series.prepared_removed_at is not None
+        if series.reason == Reason.REMOVED or is_fetched or is_needed:
             self._open(study, series, intake)
         return Fate.PLACE
 

@@ -6,17 +6,29 @@ says only that there may be work.
 
 import threading
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import ColumnElement, Select, and_, or_, select, update
+from sqlalchemy import ColumnElement, Select, and_, exists, or_, select, update
 from sqlalchemy.orm import aliased
 
 from plugin.index.database import Database, IndexUnavailable, clock
+from plugin.index.signal_table import Signal, waits_for_another
 from plugin.index.tables import Delivery, Result, Revision, Series, Study
-from plugin.lifecycle import DELIVERY_STEPS, SERIES_STEPS, STUDY_STEPS, DeliveryState, SeriesState, StudyState
+from plugin.lifecycle import (
+    ARCHIVE_FROM,
+    DELIVERY_STEPS,
+    SERIES_STEPS,
+    STUDY_STEPS,
+    DeliveryState,
+    SeriesState,
+    StudyState,
+)
+
+YIELD_SECONDS = 60.0
+"""So long after its last image a study that is more urgent than the archive holds up work on the archive."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +49,7 @@ QUEUES = {
         Queue("prepare", Series, SERIES_STEPS, SeriesState.READY, SeriesState.PREPARING, gives_up=True),
         Queue("analyse", Study, STUDY_STEPS, StudyState.READY, StudyState.ANALYSING, gives_up=True),
         Queue("deliver", Delivery, DELIVERY_STEPS, DeliveryState.WAITING, DeliveryState.SENDING, gives_up=False),
+        Queue("signal", Signal, DELIVERY_STEPS, DeliveryState.WAITING, DeliveryState.SENDING, gives_up=False),
     )
 }
 
@@ -56,7 +69,22 @@ def _claimable(queue: Queue, table: Any, max_attempts: int) -> ColumnElement[boo
         and_(table.state == queue.waiting, table.next_try_at <= clock()),
         and_(table.state == queue.busy, table.lease_until < clock()),
     )
-    return and_(due, table.attempts < max_attempts) if queue.gives_up else due
+    if queue.name == "signal":
+        return and_(due, ~waits_for_another(table))
+    if not queue.gives_up:
+        return due
+    priority = Study.priority if queue.name == "prepare" else table.priority
+    return and_(due, table.attempts < max_attempts, or_(priority < ARCHIVE_FROM, ~_someone_urgent_arrives()))
+
+
+def _someone_urgent_arrives() -> ColumnElement[bool]:
+    """Then no work on the archive is begun: the worker that is to take the urgent study would still be at it."""
+    urgent = aliased(Study)
+    return exists().where(
+        urgent.state.in_((StudyState.RECEIVING, StudyState.READY)),
+        urgent.priority < ARCHIVE_FROM,
+        urgent.last_image_at > clock() - YIELD_SECONDS,
+    )
 
 
 def _most_urgent_first(queue: Queue, table: Any) -> Select:
@@ -65,6 +93,8 @@ def _most_urgent_first(queue: Queue, table: Any) -> Select:
         return select(table.id).join(Study, Study.id == table.study_id).order_by(Study.priority, table.id)
     if queue.name == "analyse":
         return select(table.id).order_by(table.priority, table.last_image_at, table.id)
+    if queue.name == "signal":
+        return select(table.id).join(Study, Study.id == table.study_id).order_by(Study.priority, table.id)
     return (
         select(table.id)
         .join(Result, Result.id == table.result_id)
@@ -124,14 +154,18 @@ def renew(database: Database, item: Claim, lease_seconds: float) -> bool:
 
 
 @contextmanager
-def kept_alive(database: Database, item: Claim, lease_seconds: float) -> Iterator[None]:
-    """Renew the lease in the background for as long as the work goes on."""
+def kept_alive(
+    database: Database, item: Claim, lease_seconds: float, *, lost: Callable[[], object] = lambda: None
+) -> Iterator[None]:
+    """Renew the lease in the background for as long as the work goes on; `lost` is called when it is ours no more."""
     done = threading.Event()
 
     def keep() -> None:
         while not done.wait(lease_seconds / 3):
             try:
                 if not renew(database, item, lease_seconds):
+                    if not done.is_set():  # else the work has just ended the claim itself
+                        lost()
                     return
             except IndexUnavailable:
                 continue  # it may be back before the lease ends; if not, the outcome is thrown away

@@ -7,9 +7,11 @@ from pathlib import Path
 from sqlalchemy import exists, select, update
 from sqlalchemy.orm import Session
 
-from plugin.index import withdrawal
+from plugin.index import archive, embeddings, signals, withdrawal, worklist
 from plugin.index.database import Database, clock
+from plugin.index.embeddings import NewEmbedding
 from plugin.index.leases import Claim, held
+from plugin.index.signals import Offer
 from plugin.index.tables import Delivery, Event, Instance, Result, Revision, Series, Study
 from plugin.index.withdrawal import NewNote, NewResult
 from plugin.lifecycle import (
@@ -84,9 +86,10 @@ class NewRevision:
     bundle_digest: str
     preprocessing: str
     created_at: float
-    embedding: bytes | None
     findings: list[dict]
+    embeddings: list[NewEmbedding] = field(default_factory=list)
     results: list[NewResult] = field(default_factory=list)
+    signals: list[Offer] = field(default_factory=list)
 
 
 def study_refused(database: Database, claim: Claim, *, reason: str, detail: str, seconds: float) -> bool:
@@ -120,7 +123,8 @@ def study_reported(
 ) -> bool:
     """Make `revision` the study's current one, supersede the one before, and fill the outbox.
 
-    `note` withdraws objects of the revision before.
+    `note` withdraws objects of the revision before. Of a study that an archive scan fetched nobody is told, unless
+    the scan is to store its results.
     `publish` puts the result files in their place. It is called inside the transaction, once the claim is known
     to stand: a worker whose lease was lost never touches them.
     """
@@ -143,17 +147,23 @@ def study_reported(
             content_digest=revision.content_digest,
             bundle_digest=revision.bundle_digest,
             preprocessing=revision.preprocessing,
-            embedding=revision.embedding,
             findings=revision.findings,
             created_at=revision.created_at,
             current=True,
         )
         state = DeliveryState.HELD if hold else DeliveryState.WAITING
+        fetched = archive.origin(session, claim.id)
+        if fetched is not None and not fetched.store:
+            destinations = ()
         for result in revision.results:
             deliveries = [Delivery(destination=name, state=state) for name in destinations]
             row.results.append(Result(**vars(result), deliveries=deliveries))
         session.add(row)
+        embeddings.add(session, row, revision.embeddings)
+        worklist.note_reported(session, claim.id, revision.findings)
         session.add(Event(study_id=claim.id, stage="analysed", at=clock(), seconds=seconds))
+        session.flush()
+        signals.offer(session, row, [] if fetched is not None else revision.signals)
         session.flush()
         publish()
         return True
@@ -211,10 +221,11 @@ class Retried:
     series: int
     studies: int
     deliveries: int
+    signals: int = 0
 
 
 def retry(database: Database, *, study_instance_uid: str | None = None) -> Retried:
-    """Everything that was given up or refused by a destination waits again; of one study, or of all.
+    """Everything that was given up or refused by a destination or receiver waits again; of one study, or of all.
 
     Naming a study prepares all its series again, whatever became of them, and analyses it anew. A series whose
     images were removed stays as it is.
@@ -252,7 +263,7 @@ def retry(database: Database, *, study_instance_uid: str | None = None) -> Retri
             .values(state=DELIVERY_STEPS["retry"].target, **anew)
             .execution_options(synchronize_session=False)
         ).rowcount  # type: ignore[attr-defined]
-        return Retried(len(touched), studies, deliveries)
+        return Retried(len(touched), studies, deliveries, signals.retry(session, chosen))
 
 
 def let_out_held(database: Database) -> int:

@@ -7,6 +7,7 @@ from typing import Any
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session, selectinload
 
+from plugin.index import signals
 from plugin.index.database import Database, clock
 from plugin.index.tables import Delivery, Event, Instance, Removal, Result, Revision, Series, Study
 from plugin.study import InstanceView, ResultView, RevisionView, SeriesView, StudyView
@@ -164,12 +165,27 @@ def _study(session: Session, study: Study, *, whole: bool) -> dict[str, Any]:
         "revisions": [_revision(r, findings=whole) for r in study.revisions],
         "timeline": _timeline(session, study.id),
         "removals": _removals(session, study.id),
+        "signals": signals.of_study(session, study.id),
     }
 
 
 def _counts(session: Session, table: type[Series | Study | Delivery]) -> dict[str, int]:
     rows = session.execute(select(table.state, func.count()).group_by(table.state).order_by(table.state))
     return {state: count for state, count in rows}
+
+
+def study(database: Database, study_instance_uid: str, *, findings: bool = False) -> dict[str, Any] | None:
+    """One study as in the overview, None where the index does not know it; counts nothing else, so it is quick."""
+    with database.read() as session:
+        found = session.scalar(
+            select(Study)
+            .where(Study.study_instance_uid == study_instance_uid)
+            .options(
+                selectinload(Study.series),
+                selectinload(Study.revisions, Revision.results, Result.deliveries),
+            )
+        )
+        return None if found is None else _study(session, found, whole=findings)
 
 
 def overview(
@@ -194,5 +210,6 @@ def overview(
             "studies_by_state": _counts(session, Study),
             "series_by_state": _counts(session, Series),
             "deliveries_by_state": _counts(session, Delivery),
+            "signals_by_state": signals.by_state(session),
             "studies": [_study(session, study, whole=findings) for study in session.scalars(chosen)],
         }

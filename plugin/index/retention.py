@@ -38,12 +38,15 @@ def _delivery(state: DeliveryState) -> ColumnElement[bool]:
     )
 
 
-_UNSENT = exists().where(
-    Revision.study_id == Study.id,
-    Revision.current,
-    Result.revision_id == Revision.id,
-    ~Result.is_note,
-    ~exists().where(Delivery.result_id == Result.id),
+_UNSENT = and_(
+    Study.scan_id.is_(None),  # what an archive scan finds is not to be sent
+    exists().where(
+        Revision.study_id == Study.id,
+        Revision.current,
+        Result.revision_id == Revision.id,
+        ~Result.is_note,
+        ~exists().where(Delivery.result_id == Result.id),
+    ),
 )
 _CRASHED = exists().where(Series.study_id == Study.id, Series.state == SeriesState.REFUSED, Series.reason == "crashed")
 _UNDONE = exists().where(Series.study_id == Study.id, Series.state.not_in(SERIES_DONE))
@@ -212,22 +215,44 @@ def mark(database: Database, item: Due, *, days: float) -> Job | None:
         still = select(Study).where(
             Study.id == item.study_id, _old(item.kind, days), *(~_keeps(keeper) for keeper in KEPT)
         )
-        if (study := session.scalar(still)) is None:
-            return None
-        now = session.scalar(select(clock()))
-        assert now is not None
-        rows = _rows(item.kind, study.id)
-        session.execute(
-            update(rows.table)
-            .where(rows.of_study, rows.removed_at.is_(None))
-            .values({rows.removed_at.key: now})
-            .execution_options(synchronize_session=False)
+        study = session.scalar(still)
+        return None if study is None else _mark(session, study, item.kind)
+
+
+def _mark(session: Session, study: Study, kind: str) -> Job:
+    now = session.scalar(select(clock()))
+    assert now is not None
+    rows = _rows(kind, study.id)
+    session.execute(
+        update(rows.table)
+        .where(rows.of_study, rows.removed_at.is_(None))
+        .values({rows.removed_at.key: now})
+        .execution_options(synchronize_session=False)
+    )
+    setattr(study, REMOVED_AT[kind].key, now)
+    row = Removal(study_id=study.id, kind=kind, marked_at=now, files=0, bytes=0)
+    session.add(row)
+    session.flush()
+    return Job(row.id, study.id, study.study_instance_uid, kind)
+
+
+def release(database: Database, study_id: int, kind: str) -> Job | None:
+    """Mark what an archive scan fetched, or made of it, as removed: the PACS has it, and it has served its turn.
+
+    None where there is nothing, where something is still in progress, or where the study is the clinic's by now.
+    """
+    with database.write() as session:
+        session.execute(select(Study.id).where(Study.id == study_id).with_for_update())
+        fetched = select(Study).where(
+            Study.id == study_id,
+            Study.scan_id.is_not(None),
+            Study.committed_at.is_(None),
+            Study.state.in_(STUDY_DONE),
+            ~_UNDONE,
+            _HAS[kind],
         )
-        setattr(study, REMOVED_AT[item.kind].key, now)
-        row = Removal(study_id=study.id, kind=item.kind, marked_at=now, files=0, bytes=0)
-        session.add(row)
-        session.flush()
-        return Job(row.id, study.id, study.study_instance_uid, item.kind)
+        study = session.scalar(fetched)
+        return None if study is None else _mark(session, study, kind)
 
 
 def unfinished(database: Database) -> list[Job]:

@@ -1,6 +1,9 @@
-"""When a series, and then its study, is complete: nothing came for a while, and no one is sending it."""
+"""When a series, and then its study, is complete: nothing came for a while, and no one is sending it.
 
-from sqlalchemy import exists, select, update
+What an archive scan fetched is complete as soon as it is all indexed: it was handed over as a whole.
+"""
+
+from sqlalchemy import exists, or_, select, update
 
 from plugin.index.database import Database, clock
 from plugin.index.tables import Event, Series, Study
@@ -10,9 +13,11 @@ from plugin.spool import OpenStudies
 
 def settle_series(database: Database, *, quiet_seconds: float, open_studies: OpenStudies) -> int:
     """Series that were quiet long enough become ready to prepare. How many."""
+    is_fetched = exists().where(Study.id == Series.study_id, Study.scan_id.is_not(None))
+    is_quiet = or_(Series.last_image_at <= clock() - quiet_seconds, is_fetched)
     quiet = (
         update(Series)
-        .where(Series.state == SeriesState.RECEIVING, Series.last_image_at <= clock() - quiet_seconds)
+        .where(Series.state == SeriesState.RECEIVING, is_quiet)
         .values(state=SERIES_STEPS["settled"].target)
         .execution_options(synchronize_session=False)
     )
@@ -43,9 +48,8 @@ def prepare_again(database: Database) -> int:
 def settle_studies(database: Database, *, quiet_seconds: float, open_studies: OpenStudies) -> int:
     """Studies that were quiet long enough and whose series are all prepared or refused become ready. How many."""
     undone = exists().where(Series.study_id == Study.id, Series.state.not_in(SERIES_DONE))
-    quiet = select(Study.id).where(
-        Study.state == StudyState.RECEIVING, Study.last_image_at <= clock() - quiet_seconds, ~undone
-    )
+    is_quiet = or_(Study.last_image_at <= clock() - quiet_seconds, Study.scan_id.is_not(None))
+    quiet = select(Study.id).where(Study.state == StudyState.RECEIVING, is_quiet, ~undone)
     if open_studies.studies:
         quiet = quiet.where(Study.study_instance_uid.not_in(open_studies.studies))
     with database.write() as session:

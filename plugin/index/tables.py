@@ -5,7 +5,7 @@ delivery for each destination. What a person would be identified by is in `study
 results; nothing here is ever logged.
 """
 
-from sqlalchemy import BigInteger, ForeignKey, Index, LargeBinary, MetaData, String, Text, UniqueConstraint
+from sqlalchemy import BigInteger, ForeignKey, Index, MetaData, String, Text, UniqueConstraint
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
 from sqlalchemy.types import JSON
 
@@ -36,6 +36,7 @@ class Leased:
 
 class Study(Leased, Base):
     __tablename__ = "study"
+    __table_args__ = (Index("ix_study_worklist", "attention", "priority", "first_image_at", "id"),)
 
     id: Mapped[int] = mapped_column(primary_key=True)
     study_instance_uid: Mapped[str] = mapped_column(Uid, unique=True)
@@ -45,6 +46,8 @@ class Study(Leased, Base):
     study_date: Mapped[str] = mapped_column(Text, default="")
     study_description: Mapped[str] = mapped_column(Text, default="")
     priority: Mapped[int] = mapped_column(default=50)
+    attention: Mapped[int] = mapped_column(default=1, server_default="1")
+    """What it asks of a reader, see `plugin.index.worklist.Attention`; leads the order of the worklist."""
     reason: Mapped[str | None] = mapped_column(String(32))
     revision: Mapped[int] = mapped_column(default=0)
     conflicts: Mapped[int] = mapped_column(default=0)
@@ -56,6 +59,8 @@ class Study(Leased, Base):
     """When the rules of retention last removed its instances; None while some lie here. The next two alike."""
     prepared_removed_at: Mapped[float | None]
     results_removed_at: Mapped[float | None]
+    scan_id: Mapped[int | None]
+    """The archive scan that fetched its images, where no one has sent any. None: the clinic's."""
 
     series: Mapped[list["Series"]] = relationship(back_populates="study", order_by="Series.id")
     revisions: Mapped[list["Revision"]] = relationship(back_populates="study", order_by="Revision.number")
@@ -114,14 +119,13 @@ class Revision(Base):
     content_digest: Mapped[str] = mapped_column(String(64))
     bundle_digest: Mapped[str] = mapped_column(String(64))
     preprocessing: Mapped[str] = mapped_column(String(64))
-    embedding: Mapped[bytes | None] = mapped_column(LargeBinary)
     findings: Mapped[list[dict]] = mapped_column(JSON, default=list)
     created_at: Mapped[float]
     current: Mapped[bool] = mapped_column(default=True)
     withdrawn: Mapped[str | None] = mapped_column(String(16))
     """Why it was withdrawn by hand: a `plugin.results.Rejection`."""
     reissue: Mapped[bool] = mapped_column(default=False)
-    """Withdrawn, and to be made again as the next revision."""
+    """To be made again as the next revision: it is withdrawn, or nobody was told of it."""
 
     study: Mapped[Study] = relationship(back_populates="revisions")
     results: Mapped[list["Result"]] = relationship(back_populates="revision", order_by="Result.id")
@@ -164,7 +168,7 @@ class Event(Base):
     """The timeline: when a stage of a study, of one of its series, or of a delivery ended, and how long it took."""
 
     __tablename__ = "event"
-    __table_args__ = (Index("ix_event_study_at", "study_id", "at"),)
+    __table_args__ = (Index("ix_event_study_at", "study_id", "at"), Index("ix_event_stage_at", "stage", "at"))
 
     id: Mapped[int] = mapped_column(primary_key=True)
     study_id: Mapped[int] = mapped_column(ForeignKey("study.id"))

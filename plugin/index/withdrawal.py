@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
+from plugin.index import signals, worklist
 from plugin.index.database import Database, clock
 from plugin.index.tables import Delivery, Event, Result, Revision, Study
 from plugin.lifecycle import DELIVERY_STEPS, STUDY_STEPS, DeliveryState, StudyState
@@ -110,8 +111,10 @@ def withdraw(
             raise ValueError("the study has just been reported anew: look at it before you withdraw it")
         destinations = reject(session, revision, note)
         drop_waiting(session, revision)
+        signals.withdraw(session, revision)
         revision.current, revision.withdrawn = False, reason
         study.results_removed_at = None
+        worklist.note_withdrawn(session, study.id)
         session.add(Event(study_id=study.id, stage="withdrawn", at=clock()))
         session.flush()
         publish()

@@ -33,7 +33,7 @@ WINDOW_OF_FINDING = {"skull_fracture": "bone", "subdural_hemorrhage": "blood", "
 
 LOSSY = ("LossyImageCompression", "LossyImageCompressionRatio", "LossyImageCompressionMethod")
 
-BODY_PARTS = {"head": "HEAD", "brain": "BRAIN", "chest": "CHEST"}
+BODY_PARTS = {"head": "HEAD", "chest": "CHEST"}
 """BodyPartExamined (PS3.16 Annex L) by the first word of the preprocessing specification."""
 
 
@@ -87,7 +87,7 @@ def _key_image(report: StudyReport, key: KeySlice, score: "FindingScore", number
     assert score.location is not None
     result = new_object(report, KEY_IMAGE, part=key.label, instance_number=number)
     result.ConversionType = "WSD"
-    result.BodyPartExamined = BODY_PARTS[report.bundle.preprocessing.name.split("-")[0]]
+    result.BodyPartExamined = BODY_PARTS[report.bundle.preprocessing.region]
     result.PatientOrientation = ""
     result.ImageType = ["DERIVED", "SECONDARY"]
     result.DerivationDescription = "Windowed slice with an AI finding drawn on it"

@@ -249,10 +249,11 @@ def _lines(items: tuple[Item, ...], depth: int) -> Iterator[RenderableType]:
 
 
 def _style(value: str) -> str:
-    return "bold red" if _is_alarming(value) else ""
+    return "bold red" if is_alarming(value) else ""
 
 
-def _is_alarming(value: str) -> bool:
+def is_alarming(value: str) -> bool:
+    """Whether a reader must not miss it."""
     return value in ALARMING or value.split(" ", 1)[0] in ("UNTRAINED", "PHANTOM", "PARTIAL:")
 
 
@@ -291,4 +292,4 @@ def _elements(items: tuple[Item, ...], level: int) -> Iterator[str]:
 
 
 def _class(value: str) -> str:
-    return ' class="alarm"' if _is_alarming(value) else ""
+    return ' class="alarm"' if is_alarming(value) else ""

@@ -159,7 +159,7 @@ def _ours(report: StudyReport, kind: Kind, made: Dataset) -> Dataset:
         if element.keyword not in result and element.keyword not in NOT_COPIED:
             result[element.tag] = element
     result.ContentDescription = "Where the model looked, not where a lesion is"
-    result.BodyPartExamined = BODY_PARTS[report.bundle.preprocessing.name.split("-")[0]]
+    result.BodyPartExamined = BODY_PARTS[report.bundle.preprocessing.region]
     _refer(result, report.relevance_map.frames)
     organization = result_uid("dimensions", report, kind.name)
     for item in (*result.DimensionOrganizationSequence, *result.DimensionIndexSequence):

@@ -1,1 +1,1 @@
-"""What HLIP serves over HTTP: STOW-RS in, health. One application on one port; `plugin.web.app` puts it together."""
+"""What HLIP serves over HTTP: STOW-RS in, health, the page. One application on one port; see `plugin.web.app`."""

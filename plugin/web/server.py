@@ -24,6 +24,7 @@ HEAD_SECONDS = 10.0
 """A connection whose next request has begun, or which never had one, must show a whole head within this time."""
 
 KEEP_ALIVE_SECONDS = 15
+EVENTS = "/events"
 MAX_CONNECTIONS = 512
 STOP_SECONDS = 10
 
@@ -44,6 +45,13 @@ class _ImpatientProtocol(H11Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._forget()
         super().connection_lost(exc)
+
+    def shutdown(self) -> None:
+        """A stream of news never ends by itself: it is told that its listener is gone, so that the server can stop."""
+        super().shutdown()
+        if self.cycle is not None and not self.cycle.response_complete and self.scope["path"] == EVENTS:
+            self.cycle.disconnected = True
+            self.cycle.message_event.set()
 
     def _watch(self) -> None:
         if self.conn.their_state is not h11.IDLE:

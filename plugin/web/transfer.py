@@ -19,6 +19,7 @@ from pydicom.uid import AllTransferSyntaxes
 
 from hlip_core.files import BoundedFile
 from hlip_core.headers import MALFORMED
+from plugin import metrics
 from plugin.arrival import Identity, find_identity, read_elements
 from plugin.elements import WINDOW
 from plugin.incoming import Incoming
@@ -190,7 +191,10 @@ class Transfer:
             outcome = Outcome(_reason(error))
         finally:
             part.incoming.discard()
-        if not outcome.is_stored:
+        metrics.INSTANCES.labels("stow", "kept" if outcome.is_stored else "refused").inc()
+        if outcome.is_stored:
+            metrics.BYTES.labels("stow").inc(part.size)
+        else:
             log.warning("refused", reason=f"0x{outcome.reason:04X}", bytes=part.size)
         return outcome
 

@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from pydicom.dataset import Dataset
 
 from hlip_core.headers import first_item, items, text
-
-from .sentences import section_of
+from hlip_core.sentences import section_of
 
 __all__ = ["DOCUMENT_CLASSES", "Document", "read_document", "standing"]
 

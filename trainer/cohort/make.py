@@ -15,6 +15,7 @@ from hlip_core.errors import Refused
 from hlip_core.headers import lenient, text, words
 from hlip_core.preprocessing import Preprocessing
 from hlip_core.reasons import Reason
+from hlip_core.sentences import sentences
 from hlip_core.volume import PreparedScan, open_series, prepare
 
 from .cleaning import DROPPED, Identities, clean
@@ -23,7 +24,6 @@ from .headers import deidentified, identities_of
 from .pseudonyms import Pseudonyms
 from .reasons import CohortReason
 from .reports import Report, written
-from .sentences import sentences
 from .study import FoundSeries, FoundStudy, Record, RefusedSeries, StoredScan, Unavailable
 
 if TYPE_CHECKING:

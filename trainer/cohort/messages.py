@@ -13,9 +13,10 @@ from pathlib import Path
 
 import hl7
 
+from hlip_core.sentences import section_of
+
 from .cleaning import Identities
 from .reports import Report
-from .sentences import section_of
 
 __all__ = ["read_messages"]
 

@@ -11,11 +11,11 @@ from typing import Any, TypeVar
 
 from hlip_core.bundle import Bundle
 from hlip_core.errors import InputError
+from hlip_core.metrics import youden
 from trainer.evaluation import phantoms
 from trainer.evaluation.benchmarks import Benchmark, Data, of_findings
 from trainer.evaluation.cohort import read_manifest_cases
 from trainer.evaluation.cq500 import read_cq500_cases
-from trainer.evaluation.metrics import youden
 from trainer.evaluation.picture import Curve
 from trainer.evaluation.pointing import Pointing, pointing_rows
 from trainer.evaluation.rsna import read_rsna_cases

@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from hlip_core.metrics import Resampled, macro, terciles
 from trainer.evaluation.benchmarks import Case
-from trainer.evaluation.metrics import Resampled, macro, terciles
 from trainer.evaluation.scores import Scored
 from trainer.evaluation.words import Words
 from trainer.phantom.reports import HELD_OUT

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageDraw
 
-from trainer.evaluation.metrics import auc, roc
+from hlip_core.metrics import auc, roc
 
 __all__ = ["Curve", "draw_roc"]
 

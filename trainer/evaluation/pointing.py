@@ -20,11 +20,11 @@ from hlip_core.assessment import Location, brightest_patch, order_scans
 from hlip_core.bundle import Bundle
 from hlip_core.errors import InputError
 from hlip_core.headers import numbers, text
+from hlip_core.metrics import wilson
 from hlip_core.prepared import SourceVoxel
 from hlip_core.volume import open_series
 from trainer.evaluation.benchmarks import Case
 from trainer.evaluation.dicom import prepare_series
-from trainer.evaluation.metrics import wilson
 from trainer.evaluation.vectors import encoder_digest
 from trainer.phantom.masks import LesionMask
 

@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 
 from hlip_core.bundle import Bundle
+from hlip_core.metrics import Bootstrap, Resampled, expected_recall, macro, wilson, youden
 from trainer.evaluation.benchmarks import Benchmark, Case
-from trainer.evaluation.metrics import Bootstrap, Resampled, expected_recall, macro, wilson, youden
 from trainer.evaluation.thresholds import Threshold
 from trainer.evaluation.vectors import Vectors
 from trainer.evaluation.words import Words

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -37,6 +37,10 @@ def phantom(
         str | None, typer.Option(help=f"Ask for lesions, comma-separated: {', '.join(KINDS)}; or none.")
     ] = None,
     series: Annotated[str | None, typer.Option(help=f"Ask for series: {', '.join(SERIES)}.")] = None,
+    conspicuity: Annotated[
+        tuple[float, float],
+        typer.Option(metavar="LOW HIGH", help="How easily lesions are seen: 0 hardly visible, 1 obvious."),
+    ] = (0.0, 1.0),
     workers: Annotated[
         int | None, typer.Option("--workers", "-w", min=1, help="Processes; all cores if not set.")
     ] = None,
@@ -59,9 +63,16 @@ def phantom(
 
     `hlip-train phantom --lesions subdural --series localizer,thick,bone --preset full --out demo` - one study
 
+    `hlip-train phantom --count 2000 --conspicuity 0.4 1 --out phantoms` - without what hardly shows
+
     `hlip-train phantom --count 300 --out phantoms --audit` - are they too easy?
     """
-    options = {"preset": preset, "make": make, "body": body, "lesions": _split(lesions), "series": _split(series)}
+    if not 0 <= conspicuity[0] <= conspicuity[1] <= 1:
+        raise typer.BadParameter("two numbers from 0 to 1, the lower one first", param_hint="--conspicuity")
+    options: dict[str, Any] = {
+        "preset": preset, "make": make, "body": body, "lesions": _split(lesions), "series": _split(series),
+        "conspicuity": conspicuity,
+    }  # fmt: skip
     _check(preset, PRESETS, "preset")
     _check(body, BODIES, "body")
     _check(make, MAKES, "make of scanner")

@@ -3,6 +3,7 @@
 from alembic import context
 from sqlalchemy import create_engine
 
+from plugin.index import archive_tables, assessments, heartbeats, people  # noqa: F401 (their tables)
 from plugin.index.tables import Base
 
 

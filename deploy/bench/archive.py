@@ -1,0 +1,208 @@
+"""Benchmark of `hlip archive scan`: studies an hour, where the time goes, what the clinic notices. Linux only.
+
+    python deploy/bench/archive.py [--count 12] [--triage 3] [--studies FOLDER] [--bundle BUNDLE] [--look-ahead 8]
+
+Synthetic head CT studies (`hlip-train phantom`, or the folders in --studies) lie in an Orthanc with DICOMweb.
+`hlip serve` runs on a fresh data folder. First urgent studies are sent to it while it is idle, one after the other;
+then the archive is scanned, and others are sent in the middle. The encode slot is the time in which the analysing
+worker was at a study, of the time from its first to its last one. All runs on this one machine, PACS and senders too.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import sqlite3
+import statistics
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+
+from ingest import HERE, Server, console, free_port, running, wait_until
+from pydicom import dcmread
+from rich.table import Table
+
+FOLDER = HERE.parents[1] / ".cache" / "bench-archive"
+PLUGIN = Path("/usr/share/orthanc/plugins/libOrthancDicomWeb.so")
+Span = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Site:
+    """A running `hlip serve`, and the archive that it is to scan."""
+
+    settings: Path
+    index: Path
+    port: int
+
+    def query(self, statement: str, *values: object) -> list[tuple]:
+        with closing(sqlite3.connect(self.index)) as index:
+            return index.execute(statement, values).fetchall()
+
+    def spans(self, stage: str) -> list[Span]:
+        """From when to when each step of a kind was under way, by the database's clock."""
+        rows = self.query("SELECT at - seconds, at FROM event WHERE stage = ? ORDER BY at", stage)
+        return [(begun, ended) for begun, ended in rows]
+
+    def reported_at(self, study_instance_uid: str) -> float | None:
+        rows = self.query(
+            "SELECT max(at) FROM event JOIN study ON study.id = study_id "
+            "WHERE study_instance_uid = ? AND stage = 'analysed'",
+            study_instance_uid,
+        )
+        return rows[0][0]
+
+
+def orthanc(folder: Path, port: int) -> list[list[str]]:
+    settings = folder / "orthanc.json"
+    content = {
+        "StorageDirectory": str(folder / "storage"),
+        "IndexDirectory": str(folder / "storage"),
+        "DicomPort": free_port(),
+        "HttpPort": port,
+        "RemoteAccessAllowed": False,
+        "AuthenticationEnabled": False,
+        "Plugins": [str(PLUGIN)],
+    }
+    settings.write_text(json.dumps(content))
+    return [["Orthanc", str(settings)]]
+
+
+def serve(folder: Path, port: int, *, bundle: str, archive_port: int, look_ahead: int) -> list[list[str]]:
+    settings = folder / "hlip.toml"
+    settings.write_text(
+        f'[spool]\nfolder = "{folder}/data"\n[listener]\nport = {port}\n[web]\nport = {free_port()}\n'
+        f'[model]\nbundle = "{bundle}"\n[log]\nlevel = "warning"\n'
+        f'[archive]\nurl = "http://127.0.0.1:{archive_port}/dicom-web"\nlook_ahead = {look_ahead}\n'
+    )
+    return [[sys.executable, "-m", "plugin", "serve", "--config", str(settings)]]
+
+
+def files(study: Path) -> list[Path]:
+    return sorted(study.rglob("*.dcm"))
+
+
+def fill(studies: Sequence[Path], port: int) -> None:
+    for study in studies:
+        for path in files(study):
+            request = urllib.request.Request(f"http://127.0.0.1:{port}/instances", data=path.read_bytes())
+            with urllib.request.urlopen(request, timeout=60) as answer:
+                answer.read()
+
+
+def latency(site: Site, study: Path) -> float:
+    """Seconds from the beginning of the sending until the study is reported."""
+    uid = str(dcmread(files(study)[0], stop_before_pixels=True).StudyInstanceUID)
+    began = time.time()
+    command = ["dcmsend", "-nh", "-aec", "HLIP", "127.0.0.1", str(site.port), "+sd", "+r", str(study)]
+    subprocess.run(command, check=True, capture_output=True, env=os.environ | {"TCP_NODELAY": "1"})
+    wait_until(lambda: site.reported_at(uid) is not None, "an urgent study to be reported", every=0.2)
+    return (site.reported_at(uid) or 0.0) - began
+
+
+def covered(spans: Sequence[Span]) -> float:
+    """Seconds in which one of the spans was under way."""
+    total, until = 0.0, float("-inf")
+    for begun, ended in sorted(spans):
+        total += max(0.0, ended - max(begun, until))
+        until = max(until, ended)
+    return total
+
+
+def scan(site: Site, triage: Sequence[Path]) -> tuple[float, list[float]]:
+    """Seconds that the scan took, and the latencies of the urgent studies sent in its middle."""
+    began = time.monotonic()
+    command = [sys.executable, "-m", "plugin", "archive", "scan", "--config", str(site.settings)]
+    process = subprocess.Popen(command, cwd=HERE.parents[1])
+    wait_until(lambda: bool(site.query("SELECT 1 FROM archive_study WHERE state = 'analysed'")), "a result", every=0.5)
+    latencies = [latency(site, study) for study in triage]
+    if process.wait() != 0:
+        raise RuntimeError(f"the scan ended with exit code {process.returncode}")
+    return time.monotonic() - began, latencies
+
+
+def show(site: Site, seconds: float, count: int) -> None:
+    analysed, prepared = site.spans("analysed"), site.spans("prepared")
+    analysed = [span for span in analysed if span[0] >= (site.query("SELECT created_at FROM archive_scan")[0][0])]
+    whole = max(ended for _, ended in analysed) - min(begun for begun, _ in analysed)
+    fetched = site.query("SELECT sum(fetch_seconds), sum(instances), sum(megabytes) FROM archive_study")[0]
+    table = Table("what", "value", title=f"hlip archive scan, {count} studies by DICOMweb, all on one machine")
+    rows = [
+        ("studies/hour", f"{count / seconds * 3600:.0f}"),
+        ("instances, MB fetched", f"{fetched[1]}, {fetched[2]:.0f}"),
+        ("fetching, s a study (overlaps)", f"{fetched[0] / count:.2f}"),
+        ("preparing, s a study (overlaps)", f"{sum(b - a for a, b in prepared) / count:.2f}"),
+        ("analysing, s a study", f"{sum(b - a for a, b in analysed) / len(analysed):.2f}"),
+        ("encode slot occupied", f"{covered(analysed) / whole:.1%}"),
+    ]
+    for row in rows:
+        table.add_row(*row)
+    console.print(table)
+    counts = site.query("SELECT state, coalesce(reason, ''), count(*) FROM archive_study GROUP BY 1, 2 ORDER BY 3 DESC")
+    console.print(", ".join(f"{number} {state} {reason}".strip() for state, reason, number in counts))
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--count", type=int, default=12, help="studies in the archive")
+    parser.add_argument("--triage", type=int, default=3, help="urgent studies: so many before, and so many during")
+    parser.add_argument("--studies", type=Path, help="a folder with a folder for each study; without: phantoms")
+    parser.add_argument("--bundle", default="untrained", help="the model")
+    parser.add_argument("--look-ahead", type=int, default=8, help="studies that may be here at once")
+    parser.add_argument("--folder", type=Path, default=FOLDER, help="emptied before and after")
+    return parser.parse_args()
+
+
+def studies_of(options: argparse.Namespace) -> list[Path]:
+    wanted = options.count + 2 * options.triage
+    source = options.studies
+    if source is None:
+        source = options.folder / "phantoms"
+        command = [sys.executable, "-m", "trainer", "phantom", "--out", str(source), "--count", str(wanted)]
+        subprocess.run(command, check=True, cwd=HERE.parents[1])
+    found = sorted(path for path in source.iterdir() if path.is_dir())
+    if len(found) < wanted:
+        raise ValueError(f"{wanted} studies are needed, and {source} has {len(found)}")
+    return found[:wanted]
+
+
+def main() -> int:
+    options = parse()
+    if shutil.which("Orthanc") is None or not PLUGIN.exists() or shutil.which("dcmsend") is None:
+        console.print("Orthanc, its DICOMweb plugin or dcmsend is missing (Debian: orthanc, orthanc-dicomweb, dcmtk)")
+        return 1
+    shutil.rmtree(options.folder, ignore_errors=True)
+    studies = studies_of(options)
+    past, urgent = studies[: options.count], studies[options.count :]
+    archive_port, port, environment = free_port(), free_port(), dict(os.environ)
+    pacs = Server(orthanc, lambda folder: 0)
+    hlip = Server(
+        lambda folder, port: serve(
+            folder, port, bundle=options.bundle, archive_port=archive_port, look_ahead=options.look_ahead
+        ),
+        lambda folder: 0,
+    )
+    with (
+        running(pacs, options.folder / "pacs", archive_port, environment),
+        running(hlip, options.folder / "hlip", port, environment),
+    ):
+        fill(past, archive_port)
+        site = Site(options.folder / "hlip" / "hlip.toml", options.folder / "hlip" / "data" / "index.sqlite", port)
+        before = [latency(site, study) for study in urgent[: options.triage]]
+        seconds, during = scan(site, urgent[options.triage :])
+        show(site, seconds, len(past))
+    if before:
+        usual, busy = statistics.median(before), statistics.median(during)
+        console.print(f"urgent studies, median seconds to the report: {usual:.1f} idle, {busy:.1f} during the scan")
+        console.print(f"ratio {busy / usual:.2f}")
+    shutil.rmtree(options.folder, ignore_errors=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,178 @@
+"""One study of the plan: fetched whole, or put back, or ended with the reason why."""
+
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import structlog
+
+from hlip_core.headers import MALFORMED
+from plugin.archive.pace import Pace
+from plugin.archive.selection import Selection
+from plugin.archive.source import Denied, FoundSeries, Gone, NotNow, Source, Stopped
+from plugin.archive.staging import Staging
+from plugin.index import archive as index
+from plugin.index.archive import Fetch
+from plugin.index.database import Database, IndexUnavailable
+from plugin.lifecycle import backoff_seconds
+from plugin.sections_archive import ArchiveSettings
+from plugin.spool import Spool
+
+log = structlog.get_logger("hlip.archive")
+
+MENDED = frozenset({"truncated"})
+"""What is tried again at once, instance by instance."""
+
+
+class _NothingWanted(Exception):
+    """No series of the study was selected."""
+
+
+@dataclass(frozen=True)
+class Fetcher:
+    """What fetching a study needs. `bundle_digest`: of the model that is to analyse it."""
+
+    database: Database
+    spool: Spool
+    source: Source
+    selection: Selection
+    rules: ArchiveSettings
+    pace: Pace
+    bundle_digest: str
+    max_object_bytes: int
+
+    def fetch(self, item: Fetch) -> None:
+        """Do all that there is to do with a claimed study.
+
+        Raises Denied or Stopped, and has put it back; IndexUnavailable.
+        """
+        if item.study_instance_uid in Staging.handed_over(self.spool, item.scan_id):  # and a kill came between
+            index.end(self.database, item, "whole")
+            return
+        known = index.known(self.database, item, self.bundle_digest)
+        if known is not None:
+            index.end(self.database, item, known.event, reason=known.reason)
+            return
+        self.pace.begun()
+        staging = Staging(
+            self.spool,
+            scan_id=item.scan_id,
+            study_instance_uid=item.study_instance_uid,
+            token=item.token,
+            max_object_bytes=self.max_object_bytes,
+            pace=self.pace,
+        )
+        with self._kept_alive(item):
+            try:
+                self._fetch_into(item, staging)
+            finally:
+                index.note_troubles(self.database, item, +staging.troubles)
+
+    def _fetch_into(self, item: Fetch, staging: Staging) -> None:
+        started = time.monotonic()
+        try:
+            self._all_series(staging)
+            count, size = staging.size()
+            seconds = time.monotonic() - started
+            what = {"reason": None, "instances": count, "megabytes": size / 1e6, "fetch_seconds": seconds}
+            stands = index.end(self.database, item, "whole", publish=staging.hand_over, **what)
+            log.info("fetched" if stands else "lost", study_instance_uid=item.study_instance_uid, instances=count)
+        except _NothingWanted:
+            index.end(self.database, item, "skipped", reason="not_selected")
+            staging.discard()
+        except Gone:
+            index.end(self.database, item, "gone", reason="gone")
+            staging.discard()
+            log.warning("gone", study_instance_uid=item.study_instance_uid)
+        except NotNow as trouble:
+            self._later(item, staging, trouble)
+        except (Denied, Stopped):
+            index.put_back(self.database, item, reason="", wait_seconds=0, is_to_blame=False)
+            raise
+        except MALFORMED as error:
+            self._later(item, staging, NotNow("disk" if isinstance(error, OSError) else "malformed"))
+
+    def _later(self, item: Fetch, staging: Staging, trouble: NotNow) -> None:
+        """Put it back for a while, or give it up. While the PACS as a whole has no time, nothing else is begun."""
+        staging.troubles[trouble.reason] += 1
+        attempts = item.attempts + trouble.is_to_blame
+        wait = backoff_seconds(
+            max(1, attempts), first=self.rules.first_retry_seconds, longest=self.rules.longest_retry_seconds
+        )
+        if trouble.wait_seconds is not None:
+            wait = trouble.wait_seconds
+        if not trouble.is_to_blame:
+            self.pace.leave_alone(wait)
+        log.warning("not fetched", study_instance_uid=item.study_instance_uid, reason=trouble.reason, attempts=attempts)
+        if attempts >= self.rules.max_attempts:
+            index.end(self.database, item, "gave up", reason=trouble.reason, attempts=attempts)
+            staging.discard()
+            return
+        index.put_back(self.database, item, reason=trouble.reason, wait_seconds=wait, is_to_blame=trouble.is_to_blame)
+
+    # ---- from the PACS ---------------------------------------------------------------------------------
+
+    def _all_series(self, staging: Staging) -> None:
+        uid = staging.study_instance_uid
+        wanted = [series for series in self.source.series(uid) if self.selection.wants(series)]
+        if not wanted:
+            raise _NothingWanted
+        staging.keep_only(series.series_instance_uid for series in wanted)
+        for series in wanted:
+            try:
+                self._series(series, staging)
+            except Gone:
+                self.source.series(uid)  # raises Gone where it is the whole study
+                raise NotNow("incomplete") from None
+        staging.keep_only(series.series_instance_uid for series in wanted)
+
+    def _series(self, series: FoundSeries, staging: Staging) -> None:
+        """One series with all its instances. Raises NotNow where some are missing in the end, Gone where all are."""
+        study_uid, uid = staging.study_instance_uid, series.series_instance_uid
+        if not staging.has(uid):
+            try:
+                self.source.fetch_series(study_uid, uid, staging)
+            except NotNow as trouble:
+                if trouble.reason not in MENDED:
+                    raise
+                staging.troubles[trouble.reason] += 1
+        if series.num_instances and len(staging.has(uid)) >= series.num_instances:
+            return
+        listed = self.source.instances(study_uid, uid)
+        if series.num_instances > len(listed):  # some PACS drop entries
+            listed |= self.source.instances(study_uid, uid)
+        for sop_uid in sorted(listed - staging.has(uid)):
+            staging.troubles["asked_again"] += 1
+            try:
+                self.source.fetch_instance(study_uid, uid, sop_uid, staging)
+            except Gone:
+                staging.troubles["instance_gone"] += 1
+        here = staging.has(uid)
+        if not here:
+            raise Gone
+        if listed - here:
+            raise NotNow("incomplete")
+        staging.troubles["count_differs"] += bool(series.num_instances)
+
+    @contextmanager
+    def _kept_alive(self, item: Fetch) -> Iterator[None]:
+        """The claim is renewed while the study is fetched."""
+        done = threading.Event()
+
+        def keep() -> None:
+            while not done.wait(self.rules.lease_seconds / 3):
+                try:
+                    if not index.renew(self.database, item, self.rules.lease_seconds):
+                        return
+                except IndexUnavailable:
+                    continue  # it may be back before the lease ends; if not, what was fetched is thrown away
+
+        thread = threading.Thread(target=keep, name=f"lease-archive-{item.id}", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            done.set()
+            thread.join()

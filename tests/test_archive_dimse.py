@@ -1,0 +1,161 @@
+"""A PACS that speaks DIMSE, and fails in the middle of it: studies are fetched whole all the same, or end with why."""
+
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydicom import Dataset
+from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
+from pynetdicom import AE, build_context, evt
+from pynetdicom.events import Event
+from pynetdicom.sop_class import (  # type: ignore[attr-defined]
+    CTImageStorage,
+    StudyRootQueryRetrieveInformationModelFind,
+    StudyRootQueryRetrieveInformationModelMove,
+)
+
+from peers import free_port
+from plugin.archive.dimse import identifier
+from plugin.archive.source import Query
+from test_archive import ALL, Site, studies, study
+
+FAILED_FIND, OUT_OF_RESOURCES, UNABLE = 0xC001, 0xA700, 0xA702
+
+
+@dataclass
+class Pacs:
+    """What it holds. `find` and `move`: failures still to come; `loses`: instances that C-MOVE of a series lacks."""
+
+    datasets: list[Dataset]
+    move_port: int
+    find: dict[str, list[int]] = field(default_factory=dict)
+    move: list[int] = field(default_factory=list)
+    loses: set[str] = field(default_factory=set)
+    asked: Counter[str] = field(default_factory=Counter)
+
+    def matches(self, asked: Dataset) -> list[Dataset]:
+        keys = ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID")
+        first, _, last = str(asked.get("StudyDate", "")).partition("-")
+        return [
+            dataset
+            for dataset in self.datasets
+            if all(not asked.get(key) or asked.get(key) == dataset.get(key) for key in keys)
+            and (not first or first <= dataset.StudyDate <= (last or first))
+        ]
+
+    def on_find(self, event: Event) -> Iterator[tuple[int, Dataset | None]]:
+        level = event.identifier.QueryRetrieveLevel
+        self.asked[f"find {level}"] += 1
+        failures = self.find.get(level, [])
+        failure = failures.pop(0) if failures else 0
+        if failure == FAILED_FIND:
+            yield failure, None
+            return
+        key = {"STUDY": "StudyInstanceUID", "SERIES": "SeriesInstanceUID", "IMAGE": "SOPInstanceUID"}[level]
+        found = {dataset.get(key): dataset for dataset in self.matches(event.identifier)}
+        for uid, dataset in list(found.items())[: 1 if failure else None]:
+            answer = Dataset()
+            answer.QueryRetrieveLevel = level
+            for keyword in ("StudyDate", "PatientID", "Modality", "SeriesDescription"):
+                setattr(answer, keyword, dataset.get(keyword, ""))
+            setattr(answer, key, uid)
+            yield 0xFF00, answer
+        if failure:
+            yield failure, None
+
+    def on_move(self, event: Event) -> Iterator[Any]:
+        level = event.identifier.QueryRetrieveLevel
+        self.asked[f"move {level}"] += 1
+        found = self.matches(event.identifier)
+        contexts = [build_context(CTImageStorage, [ExplicitVRLittleEndian, ImplicitVRLittleEndian])]
+        yield "127.0.0.1", self.move_port, {"contexts": contexts}
+        yield len(found)
+        if self.move:
+            yield self.move.pop(0), None
+            return
+        for dataset in found:
+            if level == "SERIES" and dataset.SOPInstanceUID in self.loses:
+                broken = Dataset()  # of a class that nobody has agreed on: the sub-operation fails
+                broken.SOPClassUID, broken.SOPInstanceUID = "1.2.3.4", dataset.SOPInstanceUID
+                yield 0xFF00, broken
+            else:
+                yield 0xFF00, dataset
+
+
+@contextmanager
+def site(folder: Path, datasets: list[Dataset], **behaviour: Any) -> Iterator[tuple[Site, Pacs]]:
+    """A PACS by C-FIND and C-MOVE, and a site that scans it."""
+    pacs = Pacs(datasets, free_port(), **behaviour)
+    ae = AE("PACS")
+    ae.supported_contexts = [
+        build_context(StudyRootQueryRetrieveInformationModelFind),
+        build_context(StudyRootQueryRetrieveInformationModelMove),
+    ]
+    handlers = [(evt.EVT_C_FIND, pacs.on_find), (evt.EVT_C_MOVE, pacs.on_move)]
+    server = ae.start_server(("127.0.0.1", 0), block=False, evt_handlers=handlers)
+    rules = {"host": "127.0.0.1", "port": server.server_address[1], "ae_title": "PACS", "move_port": pacs.move_port}
+    here = Site(folder, "", look_ahead=100, **rules)
+    try:
+        yield here, pacs
+    finally:
+        server.shutdown()
+        here.plugin.database.close()
+
+
+def test_studies_come_by_c_move(tmp_path: Path) -> None:
+    with site(tmp_path, studies(3)) as (here, pacs):
+        here.scan()
+        assert here.reasons() == {("fetched", None): 3} and set(here.fetched().values()) == {3}
+        assert pacs.asked["move SERIES"] == 3 and not pacs.asked["move IMAGE"]
+
+
+def test_what_failed_sub_operations_left_out_is_asked_for_again(tmp_path: Path) -> None:
+    lost = {study(0)[1].SOPInstanceUID, study(1)[0].SOPInstanceUID, study(1)[2].SOPInstanceUID}
+    with site(tmp_path, studies(3), loses=lost) as (here, pacs):
+        here.scan()
+        assert here.reasons() == {("fetched", None): 3} and set(here.fetched().values()) == {3}
+        troubles = here.report()["troubles"]
+        assert (troubles["failed_suboperations"], troubles["asked_again"]) == (3, 3)
+        assert pacs.asked["move IMAGE"] == 3
+
+
+def test_a_query_and_a_retrieval_that_fail_are_tried_again(tmp_path: Path) -> None:
+    behaviour = {"find": {"STUDY": [FAILED_FIND], "SERIES": [FAILED_FIND]}, "move": [UNABLE]}
+    with site(tmp_path, studies(2), **behaviour) as (here, _):
+        here.scan()
+        assert here.reasons() == {("fetched", None): 2}
+        found = here.report()
+        assert found["listed"]["find_c001"] == 1
+        assert found["troubles"]["find_c001"] == 1 and found["troubles"]["retrieve_a702"] == 1
+
+
+def test_an_answer_that_the_pacs_cuts_short_is_asked_for_again_by_halves(tmp_path: Path) -> None:
+    with site(tmp_path, studies(4), find={"STUDY": [OUT_OF_RESOURCES]}) as (here, pacs):
+        here.scan()
+        assert here.reasons() == {("fetched", None): 4}
+        assert here.report()["listed"]["cut"] == 1 and pacs.asked["find STUDY"] >= 3
+
+
+def test_a_study_that_the_pacs_no_longer_has_is_gone(tmp_path: Path) -> None:
+    with site(tmp_path, studies(3)) as (here, pacs):
+        forgotten = study(1)[0].StudyInstanceUID
+        pacs.datasets = [d for d in pacs.datasets if d.StudyInstanceUID != forgotten]
+        chosen = tmp_path / "uids"
+        chosen.write_text("\n".join(study(n)[0].StudyInstanceUID for n in range(3)))
+        here.scan(type(ALL).from_options(first_date="", last_date="", patients=None, studies=chosen))
+        assert here.reasons() == {("fetched", None): 2, ("gone", "gone"): 1}
+
+
+def test_a_date_range_is_asked_for_as_one() -> None:
+    asked = identifier(
+        "STUDY", ("StudyInstanceUID",), StudyDate=Query(first_date="20240101", last_date="20240131").dates
+    )
+    assert (asked.StudyDate, asked.StudyInstanceUID) == ("20240101-20240131", "")
+    assert Query(first_date="20240101").dates == "20240101-"
+    assert Query(first_date="20240101", last_date="20240101").dates == "20240101"
+    with pytest.raises(TypeError):
+        Query("20240101")  # type: ignore[misc]
