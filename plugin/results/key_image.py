@@ -34,7 +34,7 @@ WINDOW_OF_FINDING = {"skull_fracture": "bone", "subdural_hemorrhage": "blood", "
 LOSSY = ("LossyImageCompression", "LossyImageCompressionRatio", "LossyImageCompressionMethod")
 
 BODY_PARTS = {"head": "HEAD", "chest": "CHEST"}
-"""BodyPartExamined (PS3.16 Annex L) by the first word of the preprocessing specification."""
+"""BodyPartExamined (PS3.16 Annex L) by the region of the preprocessing specification."""
 
 
 def key_findings(report: StudyReport) -> list["FindingScore"]:
