@@ -34,9 +34,9 @@ def shared() -> Path:
 
 
 @pytest.fixture(scope="session")
-def postgresql(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def postgresql() -> Iterator[str]:
     """The URL of a PostgreSQL server of our own."""
-    with postgresql_server(tmp_path_factory.mktemp("postgresql")) as url:
+    with postgresql_server() as url:
         yield url
 
 

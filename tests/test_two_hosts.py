@@ -82,7 +82,7 @@ BROKERS = {"redis": redis_server, "rabbitmq": rabbitmq_server}
 @pytest.mark.parametrize("kind", ["redis", pytest.param("rabbitmq", marks=pytest.mark.full)])
 def test_workers_on_another_host_analyse_what_this_one_receives(tmp_path: Path, kind: str) -> None:
     shared = tmp_path / "shared"
-    for name in ("shared", "postgresql", "broker", "sent"):
+    for name in ("shared", "broker", "sent"):
         (tmp_path / name).mkdir()
     sent = head_ct(tmp_path / "sent")[0].parent
     with two_hosts(tmp_path) as (front, back):
@@ -90,7 +90,7 @@ def test_workers_on_another_host_analyse_what_this_one_receives(tmp_path: Path, 
         secret.write_text("of the first host alone")
         with (
             front.network(),
-            postgresql_server(tmp_path / "postgresql") as index,
+            postgresql_server() as index,
             BROKERS[kind](tmp_path / "broker") as broker,
         ):
             index_port, broker_port = (urlsplit(url).port or 0 for url in (index, broker))

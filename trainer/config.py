@@ -95,6 +95,9 @@ class Stage(Section):
     epochs: float = Field(gt=0)
     lr: float = Field(gt=0)
     last_lr: float = Field(0.0, ge=0)
+    text_lr: float = Field(1.0, ge=0, le=1)
+    """Share of the rate at which the text tower learns; 0: it stays as it is. Two towers that both move fast agree on
+    one vector before the images have told anything."""
     warmup_steps: int = Field(0, ge=0)
     patch_dropout: float = Field(0.0, ge=0, lt=1)
     scans_per_study: int = Field(8, ge=1)

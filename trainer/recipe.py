@@ -118,7 +118,7 @@ class Run:
         self.model.train()
         self.model.visual.trunk.patch_dropout = stage.patch_dropout
         for group in self.optimizer.param_groups:
-            group["lr"] = lr
+            group["lr"] = lr * (stage.text_lr if group["tower"] == "text" else 1)
         self.optimizer.zero_grad(set_to_none=True)
         loss = self.contrast.backward(samples, step=self.step)
         if not math.isfinite(loss):
@@ -226,14 +226,20 @@ def _asked_to_stop() -> Iterator[list[int]]:
 
 
 def _optimizer(config: Config, model: Hlip, contrast: Contrast) -> torch.optim.AdamW:
-    """AdamW; weight decay for matrices only."""
+    """AdamW; weight decay for matrices only; the text tower in groups of its own."""
     given = config.optimizer
-    trained = [p for p in [*model.parameters(), *contrast.parameters()] if p.requires_grad]
-    groups = [
-        {"params": [p for p in trained if p.ndim > 1], "weight_decay": given.weight_decay},
-        {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(groups, lr=1.0, betas=(given.beta1, given.beta2), eps=given.eps)
+    groups: dict[tuple[str, bool], list[torch.nn.Parameter]] = {}
+    for name, parameter in [*model.named_parameters(), *contrast.named_parameters()]:
+        if parameter.requires_grad:
+            tower = "text" if name.startswith("text.") else "image"
+            groups.setdefault((tower, parameter.ndim > 1), []).append(parameter)
+    return torch.optim.AdamW(
+        [
+            {"params": parameters, "tower": tower, "weight_decay": given.weight_decay if matrix else 0.0}
+            for (tower, matrix), parameters in groups.items()
+        ],
+        lr=1.0, betas=(given.beta1, given.beta2), eps=given.eps,
+    )  # fmt: skip
 
 
 def _settings(config: dict[str, Any]) -> dict[str, Any]:

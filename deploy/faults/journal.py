@@ -164,9 +164,9 @@ def _soak(soak: Row) -> list[str]:
         "",
         *wrap(
             f"{soak['studies']} studies and {soak['instances']} instances in {soak['minutes']:g} minutes, one every "
-            f"{soak['seconds_between_studies']:g} s in the mean, by several senders at once; {soak['at'][:10]}. All "
-            f"processes of `hlip serve`, SQLite, embedded broker. Ratio: resident memory at the end against that after "
-            f"the warm-up of {soak['warm_up_minutes']:g} minutes; each is the median of a tenth of the run.",
+            f"{soak['minutes'] * 60 / max(1, soak['studies']):.0f} s, by several senders at once; {soak['at'][:10]}. "
+            f"All processes of `hlip serve`, SQLite, embedded broker. Ratio: resident memory at the end against that "
+            f"after the warm-up of {soak['warm_up_minutes']:g} minutes; each is the median of a tenth of the run.",
             WIDTH,
         ),
         "",
@@ -223,5 +223,7 @@ What rounds have found, and what was mended since:
 - A worker whose Redis went away between a task and its acknowledgement never took work again: the broker's client went
   on counting the message as being worked on.
 - A role that SIGTERM reached in the middle of a wait for that very event waited for itself, and had to be killed.
-- On a busy machine the analyse worker took most of a minute to end, looking through PyTorch for garbage.
+- On a busy machine (load average 15 to 30 on two cores) all roles killed at once may need more than 90 s to be up and
+  done again; such rounds were given more patience and run again.
+- On a busy machine the analyse worker took more than 20 s to end, looking through PyTorch for garbage.
 """
