@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import uuid
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
@@ -45,7 +46,7 @@ def tokenizer_of(config: Config, studies: Studies, folder: Path) -> Path:
     own = folder / "tokenizer"
     if not (own / "vocab.txt").is_file():
         own.mkdir(parents=True, exist_ok=True)
-        part = own / "vocab.part"
+        part = own / f"vocab-{uuid.uuid4().hex}.part"  # each process of a run writes the same words
         part.write_text("\n".join(vocabulary(studies.sentences, config.model.vocabulary)) + "\n", encoding="utf-8")
         part.replace(own / "vocab.txt")
     return own

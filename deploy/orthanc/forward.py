@@ -162,8 +162,8 @@ def main() -> int:
     options = parse()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     stop = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.set())
+    for number in (signal.SIGTERM, signal.SIGINT):  # by a thread: a handler may interrupt a wait for this event
+        signal.signal(number, lambda *_: threading.Thread(target=stop.set).start())
     forwarder = Forwarder(
         Orthanc(options.orthanc, timeout_seconds=options.push_seconds + 30),
         State(options.state),
