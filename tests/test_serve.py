@@ -73,7 +73,10 @@ class Server:
         pids = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
         roles = {}
         for pid in pids:
-            words = Path(f"/proc/{pid}/cmdline").read_text().split("\0")
+            try:
+                words = Path(f"/proc/{pid}/cmdline").read_text().split("\0")
+            except (FileNotFoundError, ProcessLookupError):  # it has just ended
+                continue
             if "plugin" in words:  # else it is just being started
                 roles[words[-2]] = int(pid)
         return roles
