@@ -28,7 +28,7 @@ from plugin.archive.selection import Selection, read_uids
 from plugin.archive.source import Stopped
 from plugin.bootstrap import Plugin, configure
 from plugin.index import archive as index
-from plugin.index import intake, leases, overview, retention, settling
+from plugin.index import archive_fetch, intake, leases, overview, retention, settling
 from plugin.index.archive_tables import ArchiveStudy
 from plugin.index.database import Database
 from plugin.index.tables import Series, Study
@@ -402,7 +402,7 @@ def test_what_a_killed_scan_had_of_a_study_is_taken_over(tmp_path: Path) -> None
         (series_uid,) = archive.studies[uid]
         scan = scans.open_scan(here.plugin.database, ALL, Wishes())
         index.plan(here.plugin.database, scan.id, [(uid, 3)])
-        old = index.claim(here.plugin.database, scan.id, owner="x-1", lease_seconds=0, look_ahead=9)
+        old = archive_fetch.claim(here.plugin.database, scan.id, owner="x-1", lease_seconds=0, look_ahead=9)
         assert old is not None
         left = here.plugin.spool.fetching / str(scan.id) / f"{uid}.{old.token}" / series_uid
         left.mkdir(parents=True)
@@ -411,7 +411,7 @@ def test_what_a_killed_scan_had_of_a_study_is_taken_over(tmp_path: Path) -> None
         here.scan()
         assert here.fetched() == {uid: 3}
         assert not archive.asked[f"/dicom-web/studies/{uid}/series/{series_uid}"]
-        assert not index.end(here.plugin.database, old, "whole"), "the old claim is worth nothing any more"
+        assert not archive_fetch.end(here.plugin.database, old, "whole"), "the old claim is worth nothing any more"
 
 
 def test_a_kill_between_the_handing_over_and_its_note_fetches_nothing_twice(tmp_path: Path) -> None:
@@ -495,7 +495,7 @@ def test_a_scan_runs_on_postgresql_too(tmp_path: Path, new_database: str) -> Non
         scheduler.tick()
         assert len(leases.claimable(here.plugin.database, "prepare", max_attempts=3)) == 3
         assert leases.claim(here.plugin.database, "prepare", owner="me", lease_seconds=30, max_attempts=3)
-        assert index.done(here.plugin.database, 1, frozenset) == []
+        assert archive_fetch.done(here.plugin.database, 1, frozenset) == []
         assert not index.finish(here.plugin.database, 1)
         here.plugin.database.close()
 

@@ -13,8 +13,8 @@ from plugin.archive.pace import Pace
 from plugin.archive.selection import Selection
 from plugin.archive.source import Denied, FoundSeries, Gone, NotNow, Source, Stopped
 from plugin.archive.staging import Staging
-from plugin.index import archive as index
-from plugin.index.archive import Fetch
+from plugin.index import archive_fetch
+from plugin.index.archive_fetch import Fetch
 from plugin.index.database import Database, IndexUnavailable
 from plugin.lifecycle import backoff_seconds
 from plugin.sections_archive import ArchiveSettings
@@ -49,11 +49,11 @@ class Fetcher:
         Raises Denied or Stopped, and has put it back; IndexUnavailable.
         """
         if item.study_instance_uid in Staging.handed_over(self.spool, item.scan_id):  # and a kill came between
-            index.end(self.database, item, "whole")
+            archive_fetch.end(self.database, item, "whole")
             return
-        known = index.known(self.database, item, self.bundle_digest)
+        known = archive_fetch.known(self.database, item, self.bundle_digest)
         if known is not None:
-            index.end(self.database, item, known.event, reason=known.reason)
+            archive_fetch.end(self.database, item, known.event, reason=known.reason)
             return
         self.pace.begun()
         staging = Staging(
@@ -68,7 +68,7 @@ class Fetcher:
             try:
                 self._fetch_into(item, staging)
             finally:
-                index.note_troubles(self.database, item, +staging.troubles)
+                archive_fetch.note_troubles(self.database, item, +staging.troubles)
 
     def _fetch_into(self, item: Fetch, staging: Staging) -> None:
         started = time.monotonic()
@@ -77,19 +77,19 @@ class Fetcher:
             count, size = staging.size()
             seconds = time.monotonic() - started
             what = {"reason": None, "instances": count, "megabytes": size / 1e6, "fetch_seconds": seconds}
-            stands = index.end(self.database, item, "whole", publish=staging.hand_over, **what)
+            stands = archive_fetch.end(self.database, item, "whole", publish=staging.hand_over, **what)
             log.info("fetched" if stands else "lost", study_instance_uid=item.study_instance_uid, instances=count)
         except _NothingWanted:
-            index.end(self.database, item, "skipped", reason="not_selected")
+            archive_fetch.end(self.database, item, "skipped", reason="not_selected")
             staging.discard()
         except Gone:
-            index.end(self.database, item, "gone", reason="gone")
+            archive_fetch.end(self.database, item, "gone", reason="gone")
             staging.discard()
             log.warning("gone", study_instance_uid=item.study_instance_uid)
         except NotNow as trouble:
             self._later(item, staging, trouble)
         except (Denied, Stopped):
-            index.put_back(self.database, item, reason="", wait_seconds=0, is_to_blame=False)
+            archive_fetch.put_back(self.database, item, reason="", wait_seconds=0, is_to_blame=False)
             raise
         except MALFORMED as error:
             self._later(item, staging, NotNow("disk" if isinstance(error, OSError) else "malformed"))
@@ -107,10 +107,12 @@ class Fetcher:
             self.pace.leave_alone(wait)
         log.warning("not fetched", study_instance_uid=item.study_instance_uid, reason=trouble.reason, attempts=attempts)
         if attempts >= self.rules.max_attempts:
-            index.end(self.database, item, "gave up", reason=trouble.reason, attempts=attempts)
+            archive_fetch.end(self.database, item, "gave up", reason=trouble.reason, attempts=attempts)
             staging.discard()
             return
-        index.put_back(self.database, item, reason=trouble.reason, wait_seconds=wait, is_to_blame=trouble.is_to_blame)
+        archive_fetch.put_back(
+            self.database, item, reason=trouble.reason, wait_seconds=wait, is_to_blame=trouble.is_to_blame
+        )
 
     # ---- from the PACS ---------------------------------------------------------------------------------
 
@@ -164,7 +166,7 @@ class Fetcher:
         def keep() -> None:
             while not done.wait(self.rules.lease_seconds / 3):
                 try:
-                    if not index.renew(self.database, item, self.rules.lease_seconds):
+                    if not archive_fetch.renew(self.database, item, self.rules.lease_seconds):
                         return
                 except IndexUnavailable:
                     continue  # it may be back before the lease ends; if not, what was fetched is thrown away

@@ -27,6 +27,7 @@ from plugin.archive.source import Answer, Denied, Gone, NotNow, Query, Source, S
 from plugin.archive.staging import Staging
 from plugin.bootstrap import Plugin
 from plugin.index import archive as index
+from plugin.index import archive_fetch
 from plugin.index.archive import ScanView, Standing
 from plugin.index.database import Database, IndexUnavailable
 from plugin.lifecycle import FetchState, ScanState, backoff_seconds
@@ -152,7 +153,7 @@ class Run:
     def run(self, show: "Show") -> End:
         """Until all is done, or it is paused, stopped, or turned away."""
         database, scan = self._plugin.database, self._scan
-        freed = index.free_dead(database, scan.id, self._is_dead)
+        freed = archive_fetch.free_dead(database, scan.id, self._is_dead)
         log.info("scanning", scan=scan.name, taken_over=freed)
         with ThreadPoolExecutor(self._rules.parallel + 1, thread_name_prefix="archive") as threads:
             work = [threads.submit(self._work) for _ in range(self._rules.parallel)]
@@ -201,7 +202,7 @@ class Run:
                     self.pace.why = "no room on the disk"
                     self._stop.wait(AWAY_SECONDS)
                     continue
-                item = index.claim(
+                item = archive_fetch.claim(
                     self._plugin.database,
                     self._scan.id,
                     owner=self._owner,
@@ -252,11 +253,11 @@ class Run:
     def _clear_away(self) -> None:
         """End what the road is through with; what was fetched of it and made of it goes."""
         database, scan_id = self._plugin.database, self._scan.id
-        for fate in index.done(database, scan_id, lambda: Staging.handed_over(self._plugin.spool, scan_id)):
+        for fate in archive_fetch.done(database, scan_id, lambda: Staging.handed_over(self._plugin.spool, scan_id)):
             if fate.study_id is not None:
                 for _ in self._retention.release(fate.study_id, self._kinds):
                     pass
-            index.conclude(database, fate)
+            archive_fetch.conclude(database, fate)
 
 
 class Show:
