@@ -35,6 +35,8 @@ class EncoderConfig:
     num_registers: int = 0
     pool: Literal["cls", "cls_mean"] = "cls"
     """The feature: the class token, or the class token beside the mean of the patch tokens."""
+    stem: tuple[int, ...] = ()
+    """Channels of the stages of a convolutional stem before the tokens (:mod:`hlip_core.stem`); published: none."""
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -45,6 +47,13 @@ class EncoderConfig:
         blocks = sorted(self.slice_blocks + self.scan_blocks + self.study_blocks)
         if blocks != list(range(self.depth)):
             raise InputError(f"each of the {self.depth} blocks needs one level, got {blocks}")
+        if self.stem and (
+            stem_strides(self.patch_size, len(self.stem)) is None or any(c % STEM_GROUPS for c in self.stem)
+        ):
+            raise InputError(
+                f"a stem of {len(self.stem)} stages needs sides of the patch that are powers of 2 up to "
+                f"{2 ** len(self.stem)}, and multiples of {STEM_GROUPS} channels"
+            )
 
     @property
     def levels(self) -> tuple[Level, ...]:
@@ -68,6 +77,22 @@ class EncoderConfig:
     def num_features(self) -> int:
         """Width of the feature that :class:`Encoder` returns."""
         return self.embed_dim * (2 if self.pool == "cls_mean" else 1)
+
+
+STEM_GROUPS = 8
+"""Of the normalisation in a stem."""
+
+
+def stem_strides(patch_size: Sequence[int], num_stages: int) -> list[tuple[int, int, int]] | None:
+    """Steps of 1 or 2 along depth, rows and columns whose product is the patch; the late stages halve first.
+
+    None where there are none: a side that is no power of 2, or too large for so many stages.
+    """
+    halvings = [side.bit_length() - 1 for side in patch_size]
+    if any(2**n != side or n > num_stages for n, side in zip(halvings, patch_size, strict=True)):
+        return None
+    steps = [[2 if stage >= num_stages - n else 1 for n in halvings] for stage in range(num_stages)]
+    return [(d, h, w) for d, h, w in steps]
 
 
 def patch_grid(size: Sequence[int], patch: Sequence[int]) -> tuple[int, int, int]:

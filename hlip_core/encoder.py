@@ -24,6 +24,7 @@ from hlip_core.block import GroupBlock, LayerNorm
 from hlip_core.errors import InputError
 from hlip_core.hierarchy import Groups, Hierarchy
 from hlip_core.positions import resize_sequential, resize_spatial, sincos_1d, sincos_3d
+from hlip_core.stem import ConvStem
 
 
 @dataclass(frozen=True)
@@ -55,12 +56,19 @@ __all__ = ["Encoder", "Head", "PatchEmbed", "Patches", "Studies", "create_encode
 
 
 class PatchEmbed(nn.Module):
-    """Cuts scans into patches and projects them; ``proj`` is a Conv3d whose kernel is its stride."""
+    """Cuts scans into patches and projects them; ``proj`` is a Conv3d whose kernel is its stride.
 
-    def __init__(self, patch_size: tuple[int, int, int], in_chans: int, embed_dim: int) -> None:
+    With a ``stem`` it projects what the stem makes of each patch and its surroundings.
+    """
+
+    def __init__(
+        self, patch_size: tuple[int, int, int], in_chans: int, embed_dim: int, stem: tuple[int, ...] = ()
+    ) -> None:
         super().__init__()
         self.patch_size = patch_size
-        self.proj = nn.Conv3d(in_chans, embed_dim, kernel_size=patch_size, stride=patch_size)
+        self.stem = ConvStem(in_chans, stem, patch_size) if stem else None
+        kernel = (1, 1, 1) if stem else patch_size
+        self.proj = nn.Conv3d(stem[-1] if stem else in_chans, embed_dim, kernel_size=kernel, stride=kernel)
 
     def cut(self, scans: Tensor) -> Tensor:
         """Voxels of each patch, in the order depth, row, column: [N, 1, D, H, W] -> [N, d*h*w, voxels]."""
@@ -70,10 +78,19 @@ class PatchEmbed(nn.Module):
         parts = whole.unflatten(4, (w, pw)).unflatten(3, (h, ph)).unflatten(2, (d, pd))  # [n, 1, d, pd, h, ph, w, pw]
         return parts.permute(0, 2, 4, 6, 1, 3, 5, 7).flatten(4).flatten(1, 3)
 
-    def forward(self, voxels: Tensor) -> Tensor:
-        """Project patches: [..., voxels] -> [..., C]."""
+    def parts(self, scans: Tensor, voxels: Tensor) -> Tensor:
+        """What is projected of each patch [N, d*h*w, ...]: its ``voxels`` (as ``cut`` gives them), or the stem's."""
+        if self.stem is None:
+            return voxels
+        sides = patch_grid(scans.shape[2:], self.patch_size)
+        d, h, w = (count * side for count, side in zip(sides, self.patch_size, strict=True))
+        found: Tensor = self.stem(scans[:, :, :d, :h, :w].to(self.proj.weight.dtype))
+        return found.flatten(2).transpose(1, 2)
+
+    def forward(self, parts: Tensor) -> Tensor:
+        """Project patches: [..., voxels or stem channels] -> [..., C]."""
         weight = self.proj.weight
-        return F.linear(voxels.to(weight.dtype), weight.flatten(1), self.proj.bias)
+        return F.linear(parts.to(weight.dtype), weight.flatten(1), self.proj.bias)
 
 
 class Encoder(nn.Module):
@@ -99,7 +116,7 @@ class Encoder(nn.Module):
         if config.max_num_scans > 1:
             table = sincos_1d(C, config.max_num_scans)[None]
             self.sequential_posemb = nn.Parameter(table, requires_grad=False)
-        self.patch_embed = PatchEmbed(config.patch_size, config.in_chans, C)
+        self.patch_embed = PatchEmbed(config.patch_size, config.in_chans, C, config.stem)
         self.blocks = nn.ModuleList(GroupBlock(C, config.num_heads) for _ in range(config.depth))
         self.norm = LayerNorm(C)
         self.reset_parameters()
@@ -111,7 +128,9 @@ class Encoder(nn.Module):
         """
         std = 0.02 * math.sqrt(768 / self.config.embed_dim)
         for name, parameter in self.named_parameters():
-            if name.endswith("_token") or (name.endswith("weight") and parameter.ndim > 1):
+            if ".stem." in name and parameter.ndim > 1:
+                nn.init.kaiming_normal_(parameter, nonlinearity="relu")
+            elif name.endswith("_token") or (name.endswith("weight") and parameter.ndim > 1):
                 nn.init.trunc_normal_(parameter, std=std)
             elif name.endswith("bias"):
                 nn.init.zeros_(parameter)
@@ -181,7 +200,7 @@ class Encoder(nn.Module):
         voxels = self.patch_embed.cut(study)  # [n, d*h*w, voxels]
         mask = _not_air(voxels, air)
         kept = torch.ones(voxels.shape[:2], dtype=torch.bool, device=voxels.device) if mask is None else mask
-        return Patches(self.patch_embed(voxels[kept]), kept, grid)
+        return Patches(self.patch_embed(self.patch_embed.parts(study, voxels)[kept]), kept, grid)
 
     def _tokens(
         self, study: Tensor | Patches, air: float | None, draw: torch.Generator | None
@@ -198,7 +217,8 @@ class Encoder(nn.Module):
         drawn = self._drawn(voxels, grid, draw)
         if drawn is not None:
             mask = drawn if mask is None else mask & drawn
-        return self.patch_embed(voxels if mask is None else voxels[mask]), mask, grid
+        parts = self.patch_embed.parts(study, voxels)
+        return self.patch_embed(parts if mask is None else parts[mask]), mask, grid
 
     def run_blocks(self, x: Tensor, tree: Hierarchy, *, stop: int | None = None) -> Tensor:
         """The blocks before ``stop`` (all of them) over tokens of the first block's level, [R, C] -> [R', C]."""

@@ -136,8 +136,10 @@ HEAD_CT = Preprocessing(
     min_slices=8,
     air=-1024,
 )
-HEAD_CT_SMALL = dataclasses.replace(HEAD_CT, name="head-ct-small/1", num_slices=24, size=64, crop=56)
-"""For small models that are trained on a few thousand studies without a GPU: voxels of about 6 x 4 x 4 mm."""
+HEAD_CT_SMALL = dataclasses.replace(
+    HEAD_CT, name="head-ct-small/1", num_slices=24, size=64, crop=56, windows=("brain",)
+)
+"""For small models, trained on a few thousand studies without a GPU: voxels of about 6 x 4 x 4 mm, one window."""
 BRAIN_MRI = Preprocessing(
     name="brain-mri/1",
     modality="MR",

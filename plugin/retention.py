@@ -134,8 +134,7 @@ class Retention:
 
     def run(self, open_studies: Callable[[], Collection[str]], *, limit: int | None = None) -> Iterator[Going]:
         """Remove what may go, a study after the other, when the next one is asked for; at most `limit` of a kind."""
-        for job in index.unfinished(self._database):
-            yield self._sweep(job)
+        yield from self.take_up()
         for kind in self.days:
             if kind == "conflicting":
                 yield from self._remove_conflicting()
@@ -145,10 +144,15 @@ class Retention:
                 if marked is not None:
                     yield self._sweep(marked)
 
+    def take_up(self) -> Iterator[Going]:
+        """Go on with the removals that a kill has cut."""
+        for job in index.unfinished(self._database):
+            yield self._sweep(job)
+
     def step(self, open_studies: Callable[[], Collection[str]]) -> bool:
         """Remove what may go of one study, if it is time for a look; whether something went."""
         now = time.monotonic()
-        if now < self._next_look or not self.days:
+        if now < self._next_look:
             return False
         went = next(self.run(open_studies, limit=1), None)
         self._next_look = now + (PAUSE_SECONDS if went else LOOK_SECONDS)

@@ -481,6 +481,10 @@ def test_a_study_that_someone_sends_is_no_longer_the_scans(tmp_path: Path) -> No
                 row.state = "refused"
         assert retention.release(plugin.database, ids[first], "instances") is None
         assert retention.release(plugin.database, ids[second], "instances") is not None
+        folder = plugin.spool.instances / second  # and there the scan is killed
+        assert list(folder.rglob("*.dcm"))
+        here.scan()
+        assert not list(folder.rglob("*.dcm")) and retention.unfinished(plugin.database) == []
 
 
 def test_a_scan_runs_on_postgresql_too(tmp_path: Path, new_database: str) -> None:

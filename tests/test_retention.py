@@ -335,7 +335,7 @@ def test_a_kill_between_the_mark_and_the_last_file_is_made_good(
         shutil.rmtree(here.spool.instances)
         here.spool.instances.mkdir()
     assert [job.kind for job in index.unfinished(here.database)] == ["instances"]
-    assert sum(row.files for row in here.rules("instances").run(frozenset)) == 12 - files
+    assert Retention({}, here.spool, here.database).step(frozenset)  # by the scheduler, whatever its rules are by now
     assert here.files("instances") == 0 and index.unfinished(here.database) == []
     assert [r["files"] for r in here.study()["removals"]] == [12 - files]
 

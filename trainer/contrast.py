@@ -58,7 +58,8 @@ class Contrast(nn.Module):
         loss.backward()
         for i, part in enumerate(parts):
             features = encoded[i] if count == 1 else self._encode(part, seed=step)
-            torch.autograd.backward(features, [leaf.grad for leaf in leaves[i]])
+            learnt = [(own, leaf.grad) for own, leaf in zip(features, leaves[i], strict=True) if own.requires_grad]
+            torch.autograd.backward([own for own, _ in learnt], [grad for _, grad in learnt])
         self._sum_gradients()
         return float(loss.detach())
 

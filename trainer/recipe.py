@@ -93,6 +93,7 @@ class Run:
         self.tokenizer = tokenizer_of(config, self.studies, folder)
         self.model: Hlip = new_model(config, self.studies, self.tokenizer).to(world.device)
         self.model.visual.trunk.grad_checkpointing = config.optimizer.grad_checkpointing
+        self._text = [parameter for parameter in self.model.text.parameters() if parameter.requires_grad]
         self.contrast = Contrast(config, self.model, world, air=self.air).to(world.device)
         self.optimizer = _optimizer(config, self.model, self.contrast)
         self.keep = KeptPatches(self.model.visual.trunk, air=self.air) if config.model.lock_patches else None
@@ -117,6 +118,8 @@ class Run:
         stage, lr = self.plan.stage(self.step)
         self.model.train()
         self.model.visual.trunk.patch_dropout = stage.patch_dropout
+        for parameter in self._text:
+            parameter.requires_grad_(stage.text_lr > 0)
         for group in self.optimizer.param_groups:
             group["lr"] = lr * (stage.text_lr if group["tower"] == "text" else 1)
         self.optimizer.zero_grad(set_to_none=True)

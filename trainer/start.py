@@ -201,15 +201,13 @@ def _spread(model: Hlip, config: Config, studies: Studies) -> None:
     ids = tower.tokenize(sentences)
     said = torch.cat([tower.transformer(input_ids=b, attention_mask=(b != 0).long()).last_hidden_state[:, 0]
                       for b in ids.split(256)])  # fmt: skip
-    for features, bias, weight in (
-        (torch.cat(seen), trunk.norm.bias, model.visual.head.proj.weight),
-        (said, tower.transformer.encoder.layer[-1].output.LayerNorm.bias, tower.proj.weight),
-    ):
-        centred = features - features.mean(0)
-        bias -= features.mean(0)
+    for features, weight in ((torch.cat(seen), model.visual.head.proj.weight), (said, tower.proj.weight)):
+        mean = features.mean(0)
+        centred = features - mean
         _, spread, directions = torch.linalg.svd(centred, full_matrices=False)
         rows = min(len(weight), len(spread))
         weight.zero_()
         weight[:rows] = (directions / (spread + 0.03 * spread[0])[:, None])[:rows]
+        weight -= torch.outer(weight @ mean, mean) / (mean @ mean)  # what all have in common is not seen
         weight /= (centred @ weight.T).norm(dim=1).mean()
     model.train()

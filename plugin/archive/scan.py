@@ -155,6 +155,8 @@ class Run:
         database, scan = self._plugin.database, self._scan
         freed = archive_fetch.free_dead(database, scan.id, self._is_dead)
         log.info("scanning", scan=scan.name, taken_over=freed)
+        for _ in self._retention.take_up():
+            pass
         with ThreadPoolExecutor(self._rules.parallel + 1, thread_name_prefix="archive") as threads:
             work = [threads.submit(self._work) for _ in range(self._rules.parallel)]
             if scan.listed_at is None:

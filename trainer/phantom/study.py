@@ -46,6 +46,7 @@ class Preset:
 PRESETS: dict[str, Preset] = {
     "full": Preset(512, (1.25, 0.8, 0.8), 1.25),
     "training": Preset(256, (2.0, 1.25, 1.25), 3.0),
+    "small": Preset(96, (2.5, 2.0, 2.0), 5.0),
     "tiny": Preset(64, (4.0, 3.5, 3.5), 5.0),
 }
 
