@@ -2,8 +2,9 @@
 
     python deploy/demo.py [--study DIR] [--pacs URL] [--once]
 
-Without --study it makes a synthetic head CT with a haemorrhage. The model is untrained: what it says means nothing,
-and every result says so. In the end the page shows it all, until Ctrl-C; with --once it ends by itself.
+Without --study it makes a synthetic head CT with a haemorrhage. The model was trained on such phantoms and knows
+nothing of patients; every result says so. In the end the page shows it all, until Ctrl-C; with --once it ends by
+itself.
 """
 
 import argparse
@@ -26,7 +27,6 @@ from rich.markup import escape
 from rich.progress import track
 from rich.table import Table
 
-from hlip_core.findings import FindingsTable
 from plugin.bootstrap import Plugin
 from plugin.dimse import Peer, PeerRefused, PeerUnavailable, send
 from plugin.folder import dicom_files
@@ -37,7 +37,6 @@ from plugin.settings import load_settings
 HERE = Path(__file__).resolve().parents[1] / "demo"
 HLIP = Path(sys.executable).parent / "hlip"
 HLIP_TRAIN = Path(sys.executable).parent / "hlip-train"
-THRESHOLD = 0.0
 LONGEST_SECONDS = 600
 console = Console()
 
@@ -108,19 +107,17 @@ def make_phantom() -> Path:
 
 
 def settings(pacs: str) -> dict[str, str]:
-    """The demo's settings: a folder and ports of its own, quick settling, a threshold on every finding."""
+    """The demo's settings: a folder and ports of its own, quick settling."""
     with socket.socket() as listener, socket.socket() as web:
         for free in (listener, web):
             free.bind(("127.0.0.1", 0))
         port, web_port = listener.getsockname()[1], web.getsockname()[1]
-    labels = [finding.label for finding in FindingsTable.from_toml().findings]
     chosen = {
         "HLIP_SPOOL__FOLDER": str(HERE / "data"),
         "HLIP_LISTENER__PORT": str(port),
         "HLIP_WEB__PORT": str(web_port),
         "HLIP_SETTLE__SERIES_QUIET_SECONDS": "1",
         "HLIP_SETTLE__STUDY_QUIET_SECONDS": "3",
-        "HLIP_THRESHOLDS": json.dumps(dict.fromkeys(labels, THRESHOLD)),
         "HLIP_LOG__LEVEL": "warning",
     }
     if pacs:
@@ -220,7 +217,10 @@ def show_times(status: dict[str, Any], started: float, server: subprocess.Popen)
     console.print(table)
     for role, megabytes in peak_memory(server):
         console.print(f"peak memory of {role}: {megabytes:.0f} MB")
-    console.print("[bold]Research software, not for diagnosis.[/bold] The model is untrained: its scores mean nothing.")
+    console.print(
+        "[bold]Research software, not for diagnosis.[/bold] The model was trained on synthetic phantoms: "
+        "it knows nothing of patients."
+    )
 
 
 def peak_memory(server: subprocess.Popen) -> Iterator[tuple[str, float]]:

@@ -33,8 +33,9 @@ class EncoderConfig:
     max_num_scans: int = 40
     """Rows of the sequential table; 1: no such table, the order of the scans does not matter."""
     num_registers: int = 0
-    pool: Literal["cls", "cls_mean"] = "cls"
-    """The feature: the class token, or the class token beside the mean of the patch tokens."""
+    pool: Literal["cls", "cls_mean", "cls_max"] = "cls"
+    """The feature: the class token, or the class token beside the mean (or the maximum, which no published encoder has:
+    a small lesion is one patch of hundreds) of the patch tokens."""
     stem: tuple[int, ...] = ()
     """Channels of the stages of a convolutional stem before the tokens (:mod:`hlip_core.stem`); published: none."""
 
@@ -76,7 +77,7 @@ class EncoderConfig:
     @property
     def num_features(self) -> int:
         """Width of the feature that :class:`Encoder` returns."""
-        return self.embed_dim * (2 if self.pool == "cls_mean" else 1)
+        return self.embed_dim * (1 if self.pool == "cls" else 2)
 
 
 STEM_GROUPS = 8

@@ -238,8 +238,11 @@ class Encoder(nn.Module):
         groups = tree["study"]
         prefix = x.index_select(0, groups.prefix_rows).unflatten(0, (len(groups), -1))  # [b, p, c]
         patches = x.index_select(0, groups.patch_rows).split(groups.sizes)
-        mean = torch.stack([part.sum(0) / max(len(part), 1) for part in patches])[:, None]
-        return torch.cat([prefix, mean.expand_as(prefix)], dim=2)
+        if self.config.pool == "cls_mean":
+            whole = torch.stack([part.sum(0) / max(len(part), 1) for part in patches])
+        else:
+            whole = torch.stack([part.amax(0) if len(part) else part.sum(0) for part in patches])
+        return torch.cat([prefix, whole[:, None].expand_as(prefix)], dim=2)
 
     def enter_last(self, x: Tensor, tree: Hierarchy) -> Tensor:
         """Bring what ``run_blocks(stop=depth - 1)`` gives to the level of the last block."""

@@ -41,6 +41,7 @@ class Window:
 WINDOWS: dict[str, Window] = {
     "brain": Window(0, 80),  # W80 / L40
     "blood": Window(-20, 180),  # W200 / L80, the subdural window
+    "tissue": Window(-10, 110),  # W120 / L50: brain, and blood well below calcification
     "bone": Window(-800, 2000),  # W2800 / L600
     "mr": Window(0, 32767),  # stored value after the percentile clip
     "chest": Window(-1150, 350),  # W1500 / L-400
@@ -137,7 +138,7 @@ HEAD_CT = Preprocessing(
     air=-1024,
 )
 HEAD_CT_SMALL = dataclasses.replace(
-    HEAD_CT, name="head-ct-small/1", num_slices=24, size=64, crop=56, windows=("brain",)
+    HEAD_CT, name="head-ct-small/1", num_slices=24, size=64, crop=56, windows=("tissue",)
 )
 """For small models, trained on a few thousand studies without a GPU: voxels of about 6 x 4 x 4 mm, one window."""
 BRAIN_MRI = Preprocessing(

@@ -6,10 +6,11 @@ convolutions before it mend that (arXiv 2106.14881). The published encoders have
 
 from collections.abc import Sequence
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hlip_core.architectures import STEM_GROUPS, stem_strides
+from hlip_core.architectures import STEM_GROUPS, patch_grid, stem_strides
 
 __all__ = ["ConvStem"]
 
@@ -33,7 +34,15 @@ class Stage(nn.Module):
 
 
 class ConvStem(nn.Sequential):
-    """[N, in_chans, D, H, W] -> [N, channels[-1], d, h, w], a place for each patch."""
+    """[N, in_chans, D, H, W] -> [N, channels[-1], d, h, w], a place for each patch.
+
+    With ``bf16`` it computes in bfloat16 whatever the rest does: on a CPU convolutions gain by it, small blocks lose.
+    """
+
+    bf16 = False
+    _SMALLEST = 3
+    """Places along an axis from which on bf16 is used: where a kernel of 3 is longer than its axis, oneDNN's gradient
+    of a bfloat16 convolution reads memory that nobody wrote (seen with torch 2.14 on a CPU with avx512_bf16)."""
 
     def __init__(self, in_chans: int, channels: Sequence[int], patch_size: Sequence[int]) -> None:
         steps = stem_strides(patch_size, len(channels))
@@ -45,3 +54,11 @@ class ConvStem(nn.Sequential):
                 for place, (old, new, step) in enumerate(zip(before, channels, steps, strict=False))
             )
         )
+        self._patch_size = tuple(patch_size)
+
+    def forward(self, scans: Tensor) -> Tensor:
+        grid = patch_grid(scans.shape[2:], self._patch_size)
+        if not self.bf16 or min(grid) < self._SMALLEST:
+            return super().forward(scans)
+        with torch.autocast(scans.device.type, torch.bfloat16):
+            return super().forward(scans).float()

@@ -193,6 +193,8 @@ class Association:
         self._context_id = 0
         if status is not None:
             self._wire.send(self._fragmented(context_id, request.response(status)))
+        if status == SUCCESS and request.field == C_STORE_RQ:
+            self._sender.open_ahead()
 
     def _fragmented(self, context_id: int, command: bytes) -> bytes:
         """A command set as the PDUs that the peer takes."""

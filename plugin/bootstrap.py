@@ -8,6 +8,7 @@ import warnings
 from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
 from importlib.metadata import version
+from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -29,7 +30,8 @@ if TYPE_CHECKING:
     from plugin.settings import SignalReceiver
     from plugin.signals.switchboard import Switchboard
 
-UNTRAINED = "untrained"
+DEMO, UNTRAINED = "demo", "untrained"
+"""Bundles that need no folder of their own."""
 
 LINE: tuple[structlog.typing.Processor, ...] = (
     structlog.processors.add_log_level,
@@ -153,9 +155,9 @@ class Plugin:
         from plugin import tls
 
         _ = self.ssl_context
-        for files in (*self.settings.destinations, *self.settings.signals, self.settings.audit):
-            if files.tls_ca or files.tls_certificate:
-                tls.client_context(files)
+        for peer in (*self.settings.destinations, *self.settings.signals, self.settings.audit):
+            if peer.tls_ca or peer.tls_certificate:
+                tls.client_context(peer)
 
     @cached_property
     def sandbox(self) -> "Sandbox":
@@ -194,6 +196,8 @@ class Plugin:
     def _bundle_path(self) -> Path:
         """Where the bundle lies. The untrained one is made on first use, by a process that may load torch for it."""
         name = self.settings.model.bundle
+        if name == DEMO:
+            return Path(str(files("hlip_core") / "demo"))
         if name != UNTRAINED:
             return Path(name).expanduser()
         path = self.spool.models / f"{UNTRAINED}-{version('hlip-pacs')}"

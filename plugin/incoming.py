@@ -33,13 +33,13 @@ class Incoming:
     """A file that nothing reads until it is kept.
 
     Args:
-        folder: where it is to lie; a hidden name is taken there with the first write.
+        folder: where it is to lie; a hidden name is taken there by `open`, or with the first write.
     """
 
     def __init__(self, folder: Folder) -> None:
         self._folder = folder
-        self._name = f"{time.time_ns():020d}-{uuid.uuid4().hex}.dcm"
-        self._part = f".{self._name}{PART}"
+        self._unique = uuid.uuid4().hex
+        self._part = f".{self._unique}{PART}"
         self._handle: int | None = None
         self._kept = False
         self._started = 0
@@ -56,11 +56,15 @@ class Incoming:
             _sync_file_range(self._handle, self._started, self.size - self._started, _SYNC_FILE_RANGE_WRITE)
             self._started = self.size
 
+    def open(self) -> None:
+        """Take its name in the folder, empty. Raises OSError."""
+        flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC
+        self._handle = os.open(self._part, flags, 0o600, dir_fd=self._folder.handle)
+
     def write(self, buffers: Sequence[Bytes]) -> None:
         """Append, by one system call as a rule. Raises OSError (a full disk): then discard it."""
         if self._handle is None:
-            flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC
-            self._handle = os.open(self._part, flags, 0o600, dir_fd=self._folder.handle)
+            self.open()
         for first in range(0, len(buffers), IOV_MAX):
             self._write_all(buffers[first : first + IOV_MAX])
 
@@ -81,11 +85,11 @@ class Incoming:
         assert self._handle is not None, "nothing was written"
         os.fsync(self._handle)
         self._close()
-        folder = self._folder.handle
-        os.rename(self._part, self._name, src_dir_fd=folder, dst_dir_fd=folder)
+        folder, name = self._folder.handle, f"{time.time_ns():020d}-{self._unique}.dcm"
+        os.rename(self._part, name, src_dir_fd=folder, dst_dir_fd=folder)
         self._kept = True
         os.fsync(folder)
-        return self._folder.path / self._name
+        return self._folder.path / name
 
     def discard(self) -> None:
         """Leave nothing behind, unless it was kept."""

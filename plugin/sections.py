@@ -76,7 +76,7 @@ class RoutingSettings(Section):
 
 
 class ModelSettings(Section):
-    bundle: str = "untrained"
+    bundle: str = "demo"
     device: str = "auto"
     threads: int = Field(0, ge=0)
 

@@ -9,6 +9,7 @@ import os
 import struct
 import time
 from collections import Counter
+from contextlib import suppress
 from typing import BinaryIO
 
 import structlog
@@ -32,6 +33,7 @@ _INSTANCES = {outcome: metrics.INSTANCES.labels("dimse", outcome) for outcome in
 _BYTES = metrics.BYTES.labels("dimse")
 
 TOUCH_SECONDS = 1.0
+AHEAD_SECONDS = 5.0
 PIECE = 250_000
 """Bytes that go to the disk at once; while it takes them, the next come from the network."""
 MOST_FRAGMENTS = 4096
@@ -50,7 +52,26 @@ class Sender:
         self._series: dict[str, str] = {}
         self._touched: dict[str, float] = {}
         self._kept: Counter[tuple[str, str]] = Counter()
+        self._ahead: tuple[Incoming, float] | None = None
         spool.open_association(name)
+
+    def open_ahead(self) -> None:
+        """Create the next instance's file while the peer prepares to send it: it may wait for the disk's journal."""
+        if self._ahead is None:
+            incoming = self._spool.begin()
+            with suppress(OSError):  # then there is none, and the instance itself asks again
+                incoming.open()
+                self._ahead = incoming, time.monotonic()
+
+    def begin(self) -> Incoming:
+        """A file for an instance. One that was opened long ago is left behind: it may have been swept away."""
+        ahead, self._ahead = self._ahead, None
+        if ahead is not None:
+            incoming, opened = ahead
+            if time.monotonic() - opened < AHEAD_SECONDS:
+                return incoming
+            incoming.discard()
+        return self._spool.begin()
 
     def mark(self, identity: Identity) -> None:
         study_uid, series_uid, now = identity.study_instance_uid, identity.series_instance_uid, time.monotonic()
@@ -75,6 +96,8 @@ class Sender:
         return kept
 
     def close(self) -> None:
+        if self._ahead is not None:
+            self._ahead[0].discard()
         self._spool.close_association(self.name)
 
 
@@ -162,7 +185,7 @@ class Receiving:
             self._refuse(OUT_OF_RESOURCES, "the spool's disk is nearly full")
             return
         if self._incoming is None:
-            self._incoming = self._storage.spool.begin()
+            self._incoming = self._sender.begin()
             self._fragments.insert(0, self._preamble())
         self._incoming.write(self._fragments)
         self._fragments.clear()

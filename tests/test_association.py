@@ -9,6 +9,7 @@ import threading
 import time
 import zlib
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -106,16 +107,20 @@ def listener(spool: Spool) -> Iterator[Listener]:
 def peer(listener: Listener, spool: Spool) -> Iterator[RawPeer]:
     """An association for CT images, with an empty spool."""
     for path in spool.incoming.iterdir():
-        path.unlink()
+        path.unlink(missing_ok=True)
     with RawPeer(listener.port) as raw:
         raw.associate()
         yield raw
 
 
 def kept(spool: Spool) -> list[bytes]:
-    """What was acknowledged, oldest first; nothing half-written lies beside it."""
+    """What was acknowledged, oldest first; nothing half-written lies beside it, but for the empty file of what comes
+    next in an open association.
+    """
     paths = spool.arrivals(10_000)
-    assert sorted(spool.incoming.iterdir()) == paths
+    for path in set(spool.incoming.iterdir()) - set(paths):
+        with suppress(FileNotFoundError):
+            assert path.stat().st_size == 0
     return [path.read_bytes() for path in paths]
 
 

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 import cohorts
 import tiny
 from hlip_core.bundle import load_bundle
+from hlip_core.calibration_fit import Target
 from hlip_core.errors import InputError
 from trainer import checkpoints
 from trainer.bundling import make_bundle
@@ -390,7 +391,7 @@ def test_a_checkpoint_that_would_run_code_is_refused(tmp_path):
 
 def test_a_bundle_of_a_run_loads_and_says_what_it_was_trained_on(cohort, undisturbed, tmp_path):
     make_bundle(
-        undisturbed, tmp_path / "bundle", version="2", findings=None, sensitivity=None, licence="CC0-1.0", data="a test"
+        undisturbed, tmp_path / "bundle", version="2", findings=None, target=None, licence="CC0-1.0", data="a test"
     )
     bundle = load_bundle(tmp_path / "bundle")
     assert (bundle.name, bundle.version, bundle.status) == ("tiny", "2", "trained")
@@ -404,7 +405,13 @@ def test_a_bundle_of_phantoms_says_so_and_is_calibrated_on_the_validation_studie
     settings = config(cohort, **LEARNING)
     pretrain(settings, tmp_path / "run")
     bundle = make_bundle(
-        tmp_path / "run", tmp_path / "b", version="1", findings=None, sensitivity=0.9, licence="", data=""
+        tmp_path / "run",
+        tmp_path / "b",
+        version="1",
+        findings=None,
+        target=Target(sensitivity=0.9),
+        licence="",
+        data="",
     )
     assert bundle.status == "phantom" and "knows nothing of patients" in bundle.card
     assert list(bundle.calibrations) == ["subdural_hemorrhage"]

@@ -1,5 +1,7 @@
 """An encoder with a convolutional stem keeps what every encoder promises."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -53,6 +55,17 @@ def test_a_study_has_the_same_feature_whatever_else_is_in_the_batch(encoder, stu
     assert (together[0] - together[1]).abs().max() > 1e-3
 
 
+@pytest.mark.parametrize("pool", ["cls_mean", "cls_max"])
+def test_the_feature_holds_the_mean_or_the_maximum_of_the_patch_tokens(studies, pool):
+    torch.manual_seed(0)
+    encoder = Encoder(replace(CONFIG, pool=pool)).eval()
+    with torch.inference_mode():
+        features, tokens = encoder(studies), encoder.forward_features(studies)
+        for feature, rows in zip(features, tokens, strict=True):
+            patches = rows[1:].mean(0) if pool == "cls_mean" else rows[1:].amax(0)
+            torch.testing.assert_close(feature, torch.cat([rows[0], patches]), rtol=1e-5, atol=1e-6)
+
+
 def test_patches_made_before_give_the_same_feature(encoder, studies):
     studies[1][..., :16] = -2.0
     for air in (None, -1.9):
@@ -89,3 +102,12 @@ def test_weights_of_a_plain_vit_do_not_fit_a_stem(encoder):
     state |= {"pos_embed": torch.zeros(1, 17, 24), "patch_embed.proj.weight": torch.zeros(24, 3, 8, 8)}
     with pytest.raises(CheckpointMismatch):
         convert_mae(state, encoder)
+
+
+def test_a_stem_in_bf16_leaves_the_blocks_in_single_precision(encoder, studies):
+    with torch.inference_mode():
+        exact = encoder(studies)
+        encoder.patch_embed.stem.bf16 = True
+        rounded = encoder(studies)
+    assert rounded.dtype == torch.float32
+    assert 0 < (rounded - exact).abs().max() < 0.05 * exact.abs().max()

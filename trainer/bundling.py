@@ -28,6 +28,9 @@ def bundle(
         bool, typer.Option(help="Fit probabilities and thresholds on the validation studies of the run's cohorts.")
     ] = True,
     sensitivity: Annotated[float, typer.Option(help="What the thresholds reach on those studies.")] = 0.9,
+    specificity: Annotated[
+        float | None, typer.Option(help="What the thresholds reach on those studies, in place of a sensitivity.")
+    ] = None,
     licence: Annotated[str, typer.Option(help="Of the weights, as the bundle states it.")] = "not stated",
     data: Annotated[str, typer.Option(help="What it was trained on, in a sentence; phantoms are recognised.")] = "",
 ) -> None:
@@ -40,9 +43,12 @@ def bundle(
 
     `hlip-train bundle runs/demo --out demo-bundle`
     """
+    from hlip_core.calibration_fit import Target
+
     try:
+        target = Target(sensitivity=sensitivity) if specificity is None else Target(specificity=specificity)
         made = make_bundle(
-            run, out, version=version, findings=findings, sensitivity=sensitivity if calibrate else None,
+            run, out, version=version, findings=findings, target=target if calibrate else None,
             licence=licence, data=data,
         )  # fmt: skip
     except HlipError as error:
@@ -55,9 +61,9 @@ def bundle(
 
 
 def make_bundle(
-    run: Path, out: Path, *, version: str, findings: Path | None, sensitivity: float | None, licence: str, data: str
+    run: Path, out: Path, *, version: str, findings: Path | None, target: Any, licence: str, data: str
 ) -> Any:
-    """The `hlip_core.bundle.Bundle` of a run's newest checkpoint.
+    """The `hlip_core.bundle.Bundle` of a run's newest checkpoint; `target` is what its thresholds reach, None: without.
 
     Raises:
         InputError: no checkpoint. BundleError: `out` exists, or the bundle cannot be written.
@@ -98,8 +104,8 @@ def make_bundle(
     rows = (findings or table.DEFAULT).read_bytes()
     bundle_model(model, out, description, findings=rows, tokenizer=words)
     made = load_bundle(out)
-    if sensitivity is not None:
-        made = _calibrated(made, studies, sensitivity)
+    if target is not None:
+        made = _calibrated(made, studies, target)
     return made
 
 
@@ -116,11 +122,10 @@ def _training(config: Any, step: int, run: Path) -> str:
     return text if last is None else f"{text}; zero-shot macro AUC on validation studies {last:.3f}"
 
 
-def _calibrated(bundle: Any, studies: Any, sensitivity: float) -> Any:
+def _calibrated(bundle: Any, studies: Any, target: Any) -> Any:
     import torch
 
     from hlip_core.calibration_findings import fit_findings
-    from hlip_core.calibration_fit import Target
     from hlip_core.making import replace_calibrations
 
     rows = [(cohort, row) for cohort, row in studies.validation if row.labels]
@@ -130,7 +135,7 @@ def _calibrated(bundle: Any, studies: Any, sensitivity: float) -> Any:
             vector = model.encode_image([studies.whole(cohort, row)], air=bundle.air)[0]
             vectors[row.study] = vector.float().numpy()
     truth = {row.study: row.labels for _, row in rows}
-    fitted = fit_findings(bundle, truth, vectors, method="platt", target=Target(sensitivity=sensitivity))
+    fitted = fit_findings(bundle, truth, vectors, method="platt", target=target)
     for label, reason in fitted.refused.items():
         console.print(f"{label} stays a score: {reason}", highlight=False)
     if not fitted.calibrations:

@@ -85,7 +85,8 @@ class Optimizer(Section):
     eps: float = 1e-6
     weight_decay: float = 0.2
     clip_norm: float = Field(1.0, gt=0)
-    precision: Literal["fp32", "bf16"] = "fp32"
+    precision: Literal["fp32", "bf16", "bf16_stem"] = "fp32"
+    """bf16: autocast of both towers; bf16_stem: of a convolutional stem alone, fastest for small towers on a CPU."""
     grad_checkpointing: bool = False
 
 
@@ -99,6 +100,10 @@ class Stage(Section):
     """Share of the rate at which the text tower learns; 0: it stays as it is. Two towers that both move fast agree on
     one vector before the images have told anything."""
     warmup_steps: int = Field(0, ge=0)
+    labels: float = Field(0.0, ge=0, le=1)
+    """Share of the loss that asks for the findings which rules read from the report (`hlip_core.report_labels`), by a
+    linear head that is not part of the model; the rest is the contrast. 1: texts are not looked at. A small tower that
+    knows the findings first leaves the plateau at which every contrast begins."""
     patch_dropout: float = Field(0.0, ge=0, lt=1)
     scans_per_study: int = Field(8, ge=1)
 
@@ -133,6 +138,10 @@ class Config(Section):
             raise ValueError(
                 "model.lock_patches needs data.variants: patches are kept for so many ways to show a study"
             )
+        if self.optimizer.precision == "bf16_stem" and not (
+            isinstance(self.model.encoder, dict) and self.model.encoder.get("stem")
+        ):
+            raise ValueError("optimizer.precision = bf16_stem needs an encoder with a stem")
         if self.optimizer.batch_size < 2:
             raise ValueError("a contrast needs a batch_size of 2 or more")
         return self

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from hlip_core.encoder import Head, Patches
 from hlip_core.model import Hlip
 from trainer.config import Config
-from trainer.dataset import Sample
+from trainer.dataset import Sample, label_names
 from trainer.losses import clip_loss, positives, siglip_loss
 from trainer.world import World
 
@@ -37,7 +37,9 @@ class Part:
 
 
 class Contrast(nn.Module):
-    """The loss of a run. Its own parameters are SigLIP's biases, one a head; the temperatures are the model's."""
+    """The loss of a run. Its own parameters are SigLIP's biases, one a head, and the head that learns labels; the
+    temperatures are the model's.
+    """
 
     def __init__(self, config: Config, model: Hlip, world: World, *, air: float | None) -> None:
         super().__init__()
@@ -45,26 +47,37 @@ class Contrast(nn.Module):
         self.heads = HEADS[config.loss.text]
         if config.loss.kind == "siglip":
             self.biases = nn.ParameterDict({head: torch.tensor(SIGLIP_BIAS) for head in self.heads})
+        if any(stage.labels for stage in config.stages):
+            self.labels = nn.Linear(model.visual.trunk.config.num_features, len(label_names()))
 
-    def backward(self, samples: Sequence[Sample], *, step: int) -> float:
-        """Adds the gradient of the loss over the whole batch to the model's parameters; returns the loss."""
+    def backward(self, samples: Sequence[Sample], *, step: int, labels: float = 0.0) -> float:
+        """Adds the gradient of the loss over the whole batch to the model's parameters; returns the loss.
+
+        labels: its share that asks for the findings which the reports state, the rest is the contrast.
+        """
         count = min(self._config.optimizer.accumulate, len(samples))
         cuts = [len(samples) * i // count for i in range(count + 1)]
         parts = [samples[low:high] for low, high in pairwise(cuts)]
         with torch.set_grad_enabled(count == 1):
-            encoded = [self._encode(part, seed=step) for part in parts]
+            encoded = [self._encode(part, seed=step, labels=labels) for part in parts]
         leaves = [[feature.detach().requires_grad_() for feature in features] for features in encoded]
-        loss = self._loss(parts, leaves)
+        loss = torch.zeros((), device=self._world.device)
+        if labels:
+            loss = loss + labels * self._labels_loss(parts, [part[-1] for part in leaves])
+        if labels < 1:
+            loss = loss + (1 - labels) * self._contrast(parts, leaves)
         loss.backward()
         for i, part in enumerate(parts):
-            features = encoded[i] if count == 1 else self._encode(part, seed=step)
+            features = encoded[i] if count == 1 else self._encode(part, seed=step, labels=labels)
             learnt = [(own, leaf.grad) for own, leaf in zip(features, leaves[i], strict=True) if own.requires_grad]
             torch.autograd.backward([own for own, _ in learnt], [grad for _, grad in learnt])
         self._sum_gradients()
         return float(loss.detach())
 
-    def _encode(self, samples: Sequence[Sample], *, seed: int) -> list[Tensor]:
-        """Unit vectors of a part: images and texts of the first head, then of the second."""
+    def _encode(self, samples: Sequence[Sample], *, seed: int, labels: float) -> list[Tensor]:
+        """Unit vectors of a part: images and texts of the first head, then of the second; last, for labels, features
+        of the images as the trunk gives them.
+        """
         model, device = self._model[0], self._world.device
         images = [_moved(sample.images, device) for sample in samples]
         with torch.random.fork_rng(enabled=True), torch.autocast(
@@ -73,11 +86,20 @@ class Contrast(nn.Module):
             torch.manual_seed(seed)  # dropout of the text tower, the same when a part is encoded once more
             prefix = model.visual.trunk.forward_prefix(images, air=self._air, seeds=[sample.seed for sample in samples])
             features = []
-            for head in self.heads:
+            for head in self.heads if labels < 1 else ():
                 features += [model.visual.project(prefix, head), _texts(model, _part(samples, head).texts, head)]
-        return [nn.functional.normalize(feature.float(), dim=-1) for feature in features]
+        unit = [nn.functional.normalize(feature.float(), dim=-1) for feature in features]
+        return [*unit, prefix[:, 0].float()] if labels else unit
 
-    def _loss(self, parts: Sequence[Sequence[Sample]], leaves: Sequence[Sequence[Tensor]]) -> Tensor:
+    def _labels_loss(self, parts: Sequence[Sequence[Sample]], features: Sequence[Tensor]) -> Tensor:
+        """Binary cross-entropy of what the reports state, a report that is silent about a finding denies it."""
+        truth = torch.zeros(sum(map(len, parts)), self.labels.out_features, device=self._world.device)
+        for row, sample in zip(truth, (sample for part in parts for sample in part), strict=True):
+            row[list(sample.findings)] = 1
+        logits = self.labels(self._world.gather(torch.cat(list(features))))
+        return nn.functional.binary_cross_entropy_with_logits(logits, self._world.gather(truth))
+
+    def _contrast(self, parts: Sequence[Sequence[Sample]], leaves: Sequence[Sequence[Tensor]]) -> Tensor:
         model, gather = self._model[0], self._world.gather
         device = self._world.device
         loss = torch.zeros((), device=device)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache, lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -19,11 +20,12 @@ from hlip_core.assessment import order_scans
 from hlip_core.encoder import Patches
 from hlip_core.errors import InputError
 from hlip_core.prepared import PreparedScan
+from hlip_core.report_labels import ReportWords
 from hlip_core.windows import model_scan, model_scans
 from trainer.config import Config, Stage
 from trainer.manifest import Cohort, StudyRow, read_cohort
 
-__all__ = ["Sample", "Studies", "View", "batches"]
+__all__ = ["Sample", "Studies", "View", "batches", "label_names", "stated"]
 
 MIRRORED = {"axial": 2, "coronal": 2, "sagittal": 0}
 """The axis of a prepared scan that runs from left to right, by its orientation."""
@@ -45,7 +47,8 @@ class View:
 
 @dataclass(frozen=True)
 class Sample:
-    """One study in one epoch. texts: the drawn sentences; report: all of them, shuffled; seed: for the encoder.
+    """One study in one epoch. texts: the drawn sentences; report: all of them, shuffled; seed: for the encoder;
+    findings: of `label_names`, by place, those that the report states.
 
     images [N, 1, D, H, W] wait in half precision: a batch is large, and noise is larger than what that rounds off.
     Or they are cut and projected already.
@@ -55,6 +58,7 @@ class Sample:
     texts: tuple[str, ...]
     report: str
     seed: int
+    findings: tuple[int, ...] = ()
 
 
 class Studies:
@@ -105,7 +109,8 @@ class Studies:
             images = self.scans(cohort, [pairs[i] for i in drawn], view).half()
         else:
             images = keep((index, variant), lambda: self.scans(cohort, pairs, view), drawn)
-        return Sample(images, tuple(prefix + text for text in order[:count]), prefix + " ".join(order), seed)
+        texts = [prefix + text for text in order]
+        return Sample(images, tuple(texts[:count]), prefix + " ".join(order), seed, stated(row.sentences))
 
     def _view(self, variant: int, index: int) -> View:
         """How a study is shown in one of its variants."""
@@ -132,6 +137,27 @@ class Studies:
             raise InputError(f"{path.name} was prepared by {prepared.preprocessing}, not by this specification")
         voxels = prepared.voxels[:, view.top : view.top + crop, view.left : view.left + crop]
         return np.flip(voxels, MIRRORED[prepared.orientation]) if view.mirror else voxels
+
+
+@cache
+def _words() -> ReportWords:
+    return ReportWords.from_toml()
+
+
+def label_names() -> tuple[str, ...]:
+    """What rules look for in a report, see `hlip_core.report_labels`."""
+    return _words().labels
+
+
+@lru_cache(maxsize=1 << 16)
+def stated(sentences: tuple[str, ...]) -> tuple[int, ...]:
+    """The findings that rules read from stand-alone sentences, surely or with doubt, as places in `label_names`."""
+    found = [_words().read(sentence) for sentence in sentences]
+    return tuple(
+        i
+        for i, label in enumerate(label_names())
+        if any(said[label].state in ("present", "uncertain") for said in found)
+    )
 
 
 def mirrored(text: str) -> str:

@@ -123,7 +123,7 @@ class Run:
         for group in self.optimizer.param_groups:
             group["lr"] = lr * (stage.text_lr if group["tower"] == "text" else 1)
         self.optimizer.zero_grad(set_to_none=True)
-        loss = self.contrast.backward(samples, step=self.step)
+        loss = self.contrast.backward(samples, step=self.step, labels=stage.labels)
         if not math.isfinite(loss):
             raise InputError(f"the loss of step {self.step} is {loss}: lower the learning rate, or use fp32")
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.optimizer.clip_norm)

@@ -109,6 +109,8 @@ def new_model(config: Config, studies: Studies, tokenizer: Path) -> Hlip:
             if hasattr(model, name):
                 getattr(model, name).fill_(math.log(scale))
     trunk = model.visual.trunk
+    if trunk.patch_embed.stem is not None:
+        trunk.patch_embed.stem.bf16 = config.optimizer.precision == "bf16_stem"
     if given.start_image is not None:
         trunk.load_state_dict(convert_mae(read_checkpoint(given.start_image), trunk))
     elif given.whiten_patches:
