@@ -41,8 +41,8 @@ class ConvStem(nn.Sequential):
 
     bf16 = False
     _SMALLEST = 3
-    """Places along an axis from which on bf16 is used: where a kernel of 3 is longer than its axis, oneDNN's gradient
-    of a bfloat16 convolution reads memory that nobody wrote (seen with torch 2.14 on a CPU with avx512_bf16)."""
+    """Places along an axis from which on bf16 is used, whoever asks for it. Where a kernel of 3 is longer than its
+    axis, the gradient of oneDNN's bfloat16 convolution reads memory that nobody wrote (torch 2.14, avx512_bf16)."""
 
     def __init__(self, in_chans: int, channels: Sequence[int], patch_size: Sequence[int]) -> None:
         steps = stem_strides(patch_size, len(channels))
@@ -57,8 +57,10 @@ class ConvStem(nn.Sequential):
         self._patch_size = tuple(patch_size)
 
     def forward(self, scans: Tensor) -> Tensor:
-        grid = patch_grid(scans.shape[2:], self._patch_size)
-        if not self.bf16 or min(grid) < self._SMALLEST:
+        if min(patch_grid(scans.shape[2:], self._patch_size)) < self._SMALLEST:
+            with torch.autocast(scans.device.type, enabled=False):
+                return super().forward(scans)
+        if not self.bf16:
             return super().forward(scans)
         with torch.autocast(scans.device.type, torch.bfloat16):
             return super().forward(scans).float()

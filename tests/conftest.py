@@ -25,6 +25,17 @@ def manners() -> Iterator[None]:
     pydicom.config.settings.reading_validation_mode = STRICTNESS
 
 
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """torch on one thread: more of them wait for each other longer than models of a test take."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="session")
 def shared() -> Path:
     """The folder with real DICOM data beside the repository; the test is skipped where it is missing."""

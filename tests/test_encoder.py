@@ -8,18 +8,11 @@ from hlip_core.encoder import Encoder, create_encoder
 from hlip_core.errors import CheckpointMismatch, InputError
 from hlip_core.initialisation import convert_mae
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 TINY = parity.load_json("tiny.json")
 NUMBERS = np.load(parity.FIXTURES / "tiny.npz")
 JOINT = [name for name in ENCODERS if name.endswith("token1568")]
-
-
-@pytest.fixture(autouse=True)
-def _one_thread():
-    """Threads that wait for each other cost more than models of this size."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def tiny(model: str, profile: str = "sharp") -> Encoder:

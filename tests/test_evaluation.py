@@ -11,7 +11,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 from sklearn.metrics import roc_auc_score
 from typer.testing import CliRunner
@@ -40,6 +39,8 @@ from trainer.manifest import Cohort, StudyRow, read_cohort, write_cohort
 from trainer.phantom import LABELS, LesionMask, read_study, write_study
 from trainer.phantom.generate import MANIFEST, write_manifest
 from trainer.phantom.reports import HELD_OUT
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 KINDS = [[], ["subdural"], ["epidural"], ["intraparenchymal"], [], ["subdural", "infarct"], ["subdural"], []]
 HERE = SourceVoxel("", "", None, 0, 0)
@@ -80,15 +81,6 @@ def cohort(phantoms, tmp_path_factory) -> Cohort:
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory) -> Bundle:
     return load_bundle(tiny.write_bundle(tmp_path_factory.mktemp("bundle") / "tiny"))
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """So small a model only waits for more."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

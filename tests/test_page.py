@@ -267,6 +267,16 @@ def test_a_study_is_run_again_and_withdrawn_from_the_page(site: Site) -> None:
         assert tab.locator(".actions button.danger").is_disabled() and not tab.locator("#withdraw").is_visible()
 
 
+def test_an_answer_is_said_though_its_button_was_replaced_meanwhile(site: Site) -> None:
+    uid = site.send("replaced")
+    site.reported(uid)
+    with site.tab(f"/studies/{uid}") as tab:
+        tab.evaluate("document.addEventListener('htmx:beforeSend', (event) => event.target.remove())")
+        tab.get_by_role("button", name="Run again").click()
+        until(tab, "document.getElementById('said').textContent.includes('1 series')", 10)
+    wait_until(lambda: site.road.is_idle() and stages(site, uid)[-1] == "unchanged", "the second look")
+
+
 def stages(site: Site, uid: str) -> list[str]:
     from plugin.index.overview import overview
 

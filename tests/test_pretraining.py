@@ -31,6 +31,8 @@ from trainer.reporting import read_log
 from trainer.start import new_model, tokenizer_of, vocabulary
 from trainer.world import World
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 ENCODER = {
     "img_size": [8, 32, 32], "patch_size": [4, 8, 8], "embed_dim": 24, "depth": 2, "num_heads": 2,
     "scan_blocks": [0], "study_blocks": [1],
@@ -48,14 +50,6 @@ LEARNING = {
 @pytest.fixture(scope="module")
 def cohort(tmp_path_factory) -> Path:
     return cohorts.write(tmp_path_factory.mktemp("cohort") / "c").folder
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def values(cohort: Path, **changes) -> dict:

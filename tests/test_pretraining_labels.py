@@ -15,20 +15,14 @@ from trainer.recipe import Run, pretrain
 from trainer.start import new_model, tokenizer_of
 from trainer.world import World
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 STAGE = {"epochs": 2, "lr": 2e-3, "scans_per_study": 2}
 
 
 @pytest.fixture(scope="module")
 def cohort(tmp_path_factory):
     return cohorts.write(tmp_path_factory.mktemp("cohort") / "c").folder
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def names(*sentences: str) -> set[str]:

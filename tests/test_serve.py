@@ -107,7 +107,7 @@ def check_one_study(server: Server, tmp_path: Path) -> None:
     study = server.reported(1)["studies"][0]
     uid = study["study_instance_uid"]
     shown = server.run("show", uid)
-    assert shown.returncode == 0 and "UNTRAINED" in shown.stdout and "not for diagnosis" in shown.stdout.lower()
+    assert shown.returncode == 0 and "PHANTOM MODEL" in shown.stdout and "not for diagnosis" in shown.stdout.lower()
     assert uid in server.run("status").stdout.replace("\n", "")
     assert json.loads(server.run("status", "--json").stdout)["studies_by_state"] == {"reported": 1}
     retried = server.run("retry", uid)

@@ -111,3 +111,13 @@ def test_a_stem_in_bf16_leaves_the_blocks_in_single_precision(encoder, studies):
         rounded = encoder(studies)
     assert rounded.dtype == torch.float32
     assert 0 < (rounded - exact).abs().max() < 0.05 * exact.abs().max()
+
+
+def test_a_grid_that_is_too_small_for_bf16_is_computed_in_single_precision(encoder):
+    stem, scans = encoder.patch_embed.stem, torch.randn(2, 1, 8, 32, 32)
+    exact = stem(scans)
+    stem.bf16 = True
+    for outer in (False, True):
+        with torch.autocast("cpu", torch.bfloat16, enabled=outer):
+            assert torch.equal(stem(scans), exact)
+    assert not torch.equal(stem(torch.cat([scans, scans], dim=2))[:, :, :1], exact[:, :, :1])

@@ -19,6 +19,16 @@
   });
   document.addEventListener("htmx:sendError", () => say("The server cannot be reached.", true));
   document.addEventListener("said", (event) => say(event.detail.value));
+  document.addEventListener("htmx:beforeSend", ({ detail: { elt, xhr } }) => {
+    xhr.addEventListener("loadend", () => {
+      if (document.contains(elt)) return;
+      // The stream has replaced the button meanwhile: what htmx triggers on the old one reaches nobody.
+      const triggers = JSON.parse(xhr.getResponseHeader("HX-Trigger") ?? "{}");
+      Object.entries(triggers).forEach(([name, value]) => {
+        document.body.dispatchEvent(new CustomEvent(name, { bubbles: true, detail: { value } }));
+      });
+    });
+  });
 
   function say(text, wrong = false) {
     const place = said();
