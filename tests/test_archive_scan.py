@@ -84,7 +84,7 @@ def test_a_scan_that_is_killed_five_times_ends_as_one_that_is_not(tmp_path: Path
         sections = {
             "spool": {"folder": running.plugin.settings.spool.folder},
             "model": {"bundle": running.plugin.settings.model.bundle},
-            "archive": {**RULES, "url": pacs.dicomweb, "megabytes_per_second": 0.6},
+            "archive": {**RULES, "url": pacs.dicomweb, "megabytes_per_second": 0.15},
         }
         for _ in range(5):
             with scanning(sections, JANUARY):
