@@ -2,9 +2,11 @@
 
 import pytest
 from pydantic import ValidationError
-from pynetdicom import AE
+from pynetdicom import AE, evt
+from pynetdicom.pdu import A_ASSOCIATE_RJ
 from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]
 
+from peers import wait_until
 from plugin.admission import (
     CALLED_AE_TITLE_NOT_RECOGNIZED,
     CALLING_AE_TITLE_NOT_RECOGNIZED,
@@ -96,7 +98,10 @@ def test_the_listener_lets_in_by_address(tmp_path) -> None:  # type: ignore[no-u
         assert is_let_in("CT1") and not is_let_in("CT2") and not is_let_in("EVIL")
         ae = AE(ae_title="CT2")
         ae.add_requested_context(Verification)
-        association = ae.associate("127.0.0.1", running.port, ae_title="HLIP")
-        answer = association.acceptor.primitive
-        assert answer is not None
-        assert (answer.result, answer.result_source, answer.diagnostic) == (1, 1, 3)
+        answers: list[A_ASSOCIATE_RJ] = []
+        handlers = [(evt.EVT_PDU_RECV, lambda event: answers.append(event.pdu))]
+        association = ae.associate("127.0.0.1", running.port, ae_title="HLIP", evt_handlers=handlers)
+        assert not association.is_established
+        answer = wait_until(lambda: answers, "the rejection")[0]
+        assert isinstance(answer, A_ASSOCIATE_RJ)
+        assert (answer.result, answer.source, answer.reason_diagnostic) == (1, 1, 3)
