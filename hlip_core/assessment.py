@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from hlip_core.preprocessing import Preprocessing
     from hlip_core.volume import PreparedScan, SourceVoxel
 
-__all__ = ["Assessment", "FindingScore", "Location", "air_level", "brightest_patch", "order_scans", "thresholds_digest"]
+__all__ = ["Assessment", "FindingScore", "Location", "air_level", "brightest_cell", "order_scans", "thresholds_digest"]
 
 TISSUE = {"CT": -500, "MR": 655}
 """Prepared values above this are not air: HU, and 2 % of the range of an MR."""
@@ -41,8 +41,7 @@ class FindingScore:
 
     `score` is the published zero-shot score, a cosine. `probability` (0..1) exists only where the bundle has a
     calibration. `threshold` is on the probability where there is one, else on the score; without a threshold a
-    finding is never positive. `relevance` [d, h, w] is that of the patches of the located series, the highest of
-    its windows.
+    finding is never positive. `relevance` [d, h, w] is that of the located series, the highest of its windows.
     """
 
     finding: Finding
@@ -93,16 +92,17 @@ def air_level(preprocessing: Preprocessing) -> float:
     return (1e-3 - preprocessing.mean) / preprocessing.std
 
 
-def brightest_patch(
-    relevance: np.ndarray, scans: Sequence[PreparedScan], spec: Preprocessing, patch_size: Sequence[int]
+def brightest_cell(
+    relevance: np.ndarray, scans: Sequence[PreparedScan], spec: Preprocessing, cell_size: Sequence[int]
 ) -> Location | None:
-    """The centre of the most relevant patch whose centre is not air; None when no such patch is relevant at all.
+    """The centre of the most relevant cell whose centre is not air; None when no such cell is relevant at all.
 
-    `relevance` [N, d, h, w] holds the windows of the scans one after the other, as the encoder saw them.
+    `relevance` [N, d, h, w] holds the windows of the scans one after the other, as the encoder saw them, with a value
+    for each cell of `cell_size` voxels.
     """
     if len(relevance) != len(scans) * len(spec.windows):
         raise InputError(f"{len(relevance)} maps for {len(scans)} scans in {len(spec.windows)} windows")
-    centres = [np.arange(g) * p + p // 2 for g, p in zip(relevance.shape[1:], patch_size, strict=True)]
+    centres = [np.arange(g) * p + p // 2 for g, p in zip(relevance.shape[1:], cell_size, strict=True)]
     inside = np.ix_(*(axis + round(o) for axis, o in zip(centres, prepared_voxel(0, 0, 0, spec=spec), strict=True)))
     tissue = np.stack([scan.voxels[inside] > TISSUE[spec.modality] for scan in scans])  # [series, d, h, w]
     candidates = np.where(tissue.repeat(len(spec.windows), axis=0), relevance, 0)

@@ -30,7 +30,7 @@ from hlip_core.assessment import (
     FindingScore,
     Location,
     air_level,
-    brightest_patch,
+    brightest_cell,
     order_scans,
     thresholds_digest,
 )
@@ -224,9 +224,8 @@ class Bundle:
         positive = threshold is not None and (score if probability is None else probability) >= threshold
         location = where = None
         if positive:
-            patch_size = self.model(look.device).config.encoder.patch_size
             relevance = look.relevance(self.embeddings.direction(label))
-            location = brightest_patch(relevance, scans, self.preprocessing, patch_size)
+            location = brightest_cell(relevance, scans, self.preprocessing, look.cell)
             if location is not None:
                 of_series = relevance.reshape(len(scans), -1, *relevance.shape[1:]).max(1)
                 where = of_series[[scan.series_instance_uid for scan in scans].index(location.series_instance_uid)]

@@ -1,7 +1,7 @@
-"""A relevance map brought back to the source: from the patches of the model to the pixels of source frames.
+"""A relevance map brought back to the source: from the cells of the map to the pixels of source frames.
 
 Each prepared slice comes from one source slice, or cuts across all of them, and nothing is sheared or rotated, so
-the way back is exact for tilted and unevenly spaced series too: every source pixel has its place on the patch grid.
+the way back is exact for tilted and unevenly spaced series too: every source pixel has its place on their grid.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ HIGH = 0.5
 def relevance_on_source(
     relevance: np.ndarray, scan: PreparedScan, spec: Preprocessing, frames: Sequence[int]
 ) -> np.ndarray:
-    """float32 [frames, rows, columns]: relevance [d, h, w] of the patches, linear in between.
+    """float32 [frames, rows, columns]: relevance [d, h, w] of its cells, linear in between.
 
     `frames` are indices into the source stack. Source slices between two that were sampled lie in between; what
     the crop took off has 0.

@@ -5,6 +5,10 @@ block, which attends across the study, and there only on the row of the class to
 attention, weighted by how much the score would rise with it, averaged over the heads. No tokens x tokens matrix is
 ever made.
 
+A patch of a small encoder is as large as a lesion. Where a convolutional stem stands before its tokens, the map is
+made finer than them: gradient times activation of the stem's stages, summed over channels (HiResCAM, arXiv
+2011.08891), says which voxels of the surroundings the score rose by; the rule above says which surroundings.
+
 A high relevance says where the model looked, not where a lesion is.
 
 Letters: N scans, D H W voxels, d h w the patch grid, R rows of the study (prefix and patch tokens), A attention heads,
@@ -13,14 +17,16 @@ C channels, E width of the shared space.
 
 # ruff: noqa: N806 (upper-case letters are sizes, see above)
 
+from functools import cached_property
 from typing import cast
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from scipy.ndimage import gaussian_filter
 from torch import Tensor
 
-from hlip_core.architectures import patch_grid
+from hlip_core.architectures import patch_grid, stem_strides
 from hlip_core.block import GroupBlock
 from hlip_core.errors import InputError
 from hlip_core.model import VisualTower
@@ -38,7 +44,8 @@ class Look:
         trunk = visual.trunk
         self.visual = visual
         self.device = str(images.device)
-        self.grid = (len(images), *patch_grid(images.shape[2:], trunk.config.patch_size))
+        self._images, self._air = images, air
+        self._grid = (len(images), *patch_grid(images.shape[2:], trunk.config.patch_size))
         with torch.no_grad():
             x, self._tree = trunk.embed([images], air=air)
             self._x = trunk.run_blocks(x, self._tree, stop=trunk.config.depth - 1)  # [r, c]
@@ -47,11 +54,31 @@ class Look:
             self.vector: Tensor = F.normalize(visual.project(features).float(), dim=-1)[0]
             """[E], of unit length."""
 
+    @property
+    def cell(self) -> tuple[int, int, int]:
+        """Depth, rows and columns in voxels of what the map has a value for: a patch, or less with a stem."""
+        config = self.visual.trunk.config
+        steps = stem_strides(config.patch_size, len(config.stem)) if len(config.stem) > 1 else None
+        return steps[0] if steps else config.patch_size
+
     def relevance(self, direction: np.ndarray) -> np.ndarray:
-        """Relevance of each patch for a class direction [E]: [N, d, h, w] float32, never negative.
+        """Relevance of each cell for a class direction [E]: [N, D/cell, H/cell, W/cell] float32, never negative.
 
         A patch that was left out as air has 0.
         """
+        patches = self._of_patches(direction)
+        inside = tuple(p // c for p, c in zip(self.visual.trunk.config.patch_size, self.cell, strict=True))
+        if inside == (1, 1, 1):
+            return patches
+        stages = self._of_stages(direction)
+        there = np.kron(self._kept, np.ones(inside, np.float32))
+        patches = np.kron(patches, np.ones(inside, np.float32))
+        near = gaussian_filter(patches, [0, *(size / 2 for size in inside)], mode="constant")
+        fine = gaussian_filter(stages, [0, *(size / 3 for size in inside)], mode="constant")
+        return np.sqrt(near) * fine * there
+
+    def _of_patches(self, direction: np.ndarray) -> np.ndarray:
+        """The rule of gradient times attention: [N, d, h, w] float32."""
         trunk = self.visual.trunk
         x = trunk.enter_last(self._x, self._tree).float()
         with torch.enable_grad(), torch.autocast(x.device.type, enabled=False):
@@ -65,7 +92,41 @@ class Look:
         kept = self._tree.kept
         if kept is not None:
             weights = weights.new_zeros(kept.numel()).masked_scatter(kept, weights)
-        return weights.view(self.grid).cpu().numpy()
+        return weights.view(self._grid).cpu().numpy()
+
+    @property
+    def _kept(self) -> np.ndarray:
+        """[N, d, h, w] which patches were not left out as air."""
+        kept = self._tree.kept
+        return np.ones(self._grid, bool) if kept is None else kept.view(self._grid).cpu().numpy()
+
+    @cached_property
+    def _graph(self) -> tuple[Tensor, list[Tensor]]:
+        """The vector [E] with its way back to what each stage of the stem gives, but for the last: [N, C, ...]."""
+        seen: list[Tensor] = []
+        stem = self.visual.trunk.patch_embed.stem
+        assert stem is not None
+        hooks = [stage.register_forward_hook(lambda _, __, given: seen.append(given)) for stage in list(stem)[:-1]]
+        try:
+            with torch.enable_grad(), torch.autocast(self._images.device.type, enabled=False):
+                images = self._images.detach().requires_grad_()
+                vector = F.normalize(self.visual([images], air=self._air), dim=-1)[0]
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return vector, seen
+
+    def _of_stages(self, direction: np.ndarray) -> np.ndarray:
+        """HiResCAM of the stem's stages, on average 1 each, summed: [N, D/cell, H/cell, W/cell] float32."""
+        vector, stages = self._graph
+        score = vector @ torch.from_numpy(direction).to(vector)
+        gradients = torch.autograd.grad(score, stages, retain_graph=True)
+        total = torch.zeros_like(stages[0][:, :1], requires_grad=False)
+        for stage, gradient in zip(stages, gradients, strict=True):
+            rise = (gradient * stage.detach()).sum(1, keepdim=True).clamp(min=0)
+            rise = rise / rise.mean().clamp(min=torch.finfo(rise.dtype).tiny)
+            total += F.interpolate(rise, size=total.shape[2:], mode="trilinear")
+        return total[:, 0].cpu().numpy()
 
 
 def _class_row(block: GroupBlock, x: Tensor) -> tuple[Tensor, Tensor]:

@@ -38,9 +38,12 @@ Not for diagnosis.
 """
 
 
-def write_untrained_bundle(out: Path) -> Path:
-    """Write the bundle to the folder ``out``, which must not exist; returns it. About 2 MB; needs no network."""
-    config = HlipConfig(encoder=TINY, text=None)
+def write_untrained_bundle(out: Path, *, encoder: EncoderConfig = TINY) -> Path:
+    """Write the bundle to the folder ``out``, which must not exist; returns it. About 2 MB; needs no network.
+
+    Another ``encoder`` makes one that takes as long as such a model does.
+    """
+    config = HlipConfig(encoder=encoder, text=None)
     table = FindingsTable.from_toml()
     description = {
         "format": FORMAT,

@@ -22,9 +22,9 @@ SUFFIX = ".looks.npz"
 
 @dataclass(frozen=True, eq=False)
 class Look:
-    """The most relevant place (indices of the prepared scan), and relevance [d, h, w] of the patches, 0..1.
+    """The most relevant place (indices of the prepared scan), and relevance [d, h, w] of what the model sees, 0..1.
 
-    The patches cover the middle `crop` rows and columns of every slice: what the model sees.
+    Its cells cover the middle `crop` rows and columns of every slice.
     """
 
     z: int

@@ -14,10 +14,13 @@ from hlip_core.volume import prepare
 from plugin.bootstrap import Plugin
 from plugin.search.words import Words
 from plugin.settings import Settings
+from trainer.evaluation.pointing import NEAR_MM, patient_point
+from trainer.phantom.masks import LesionMask
 from trainer.phantom.study import write_study
 
 FOLDER = Path(hlip_core.__file__).with_name("demo")
 EASY = (0.9, 1.0)
+EPIDURAL = "epidural_hemorrhage"
 
 
 @pytest.fixture(scope="module")
@@ -77,6 +80,25 @@ def test_free_words_find_it_too(bundle: Bundle, vectors: dict[str, list[np.ndarr
     sick = np.array([vector @ (bleeding - normal) for vector in vectors["subdural"]])
     well = np.array([vector @ (bleeding - normal) for vector in vectors[""]])
     assert (sick[:, None] > well).mean() >= 0.8
+
+
+def test_its_point_lies_at_the_lesion(bundle: Bundle, tmp_path: Path) -> None:
+    near = []
+    for seed in range(6):
+        study = write_study(
+            tmp_path / str(seed), seed=7_100_000 + seed, lesions=["epidural"], series=["thick"], preset="small",
+            make="other", conspicuity=EASY,
+        )  # fmt: skip
+        headers = {str(header.SOPInstanceUID): header for header in map(pydicom.dcmread, study.folder.glob("*/*.dcm"))}
+        (at,) = [
+            finding.location
+            for finding in bundle.assess([prepared(study.folder, bundle)], thresholds={EPIDURAL: -1.0}).findings
+            if finding.finding.label == EPIDURAL
+        ]
+        assert at is not None, "a finding that is positive has a place"
+        point = patient_point(headers[at.source.sop_instance_uid], at.source)
+        near.append(LesionMask.load(study.folder / "lesions.npz").distance(EPIDURAL, point) <= NEAR_MM)
+    assert sum(near) >= 4  # a point at random: 0.1 of them
 
 
 def test_a_chest_is_refused(bundle: Bundle, tmp_path: Path) -> None:

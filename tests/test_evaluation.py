@@ -144,6 +144,18 @@ def test_a_limit_takes_the_first_studies_and_says_so(bundle, cohort):
     assert "only the first 3 of 8 studies" in document["benchmark"]["notes"]
 
 
+def test_only_the_first_series_says_so_and_gives_other_scores_where_there_are_more(bundle, cohort, whole, tmp_path):
+    first = run(bundle, cohort, series=1)
+    assert "only the first 1 series of each study" in first.document["benchmark"]["notes"]
+    assert lines(first) == lines(whole)  # these studies have one each
+    pair = replace(cohort.rows[0], scans=(*cohort.rows[0].scans, *cohort.rows[2].scans))
+    two = write_cohort(tmp_path, preprocessing=tiny.SPEC, rows=[pair, *cohort.rows[1:]], facts={})
+    (tmp_path / "scans").symlink_to(cohort.folder / "scans")
+    both, one = lines(run(bundle, two)), lines(run(bundle, two, series=1))
+    assert both[0] != one[0] and both[1:] == one[1:]
+    assert bundle.max_scans > 2, "the bundle itself is as it was"
+
+
 def test_a_cohort_of_another_preprocessing_is_refused(bundle, cohort, tmp_path):
     write_cohort(tmp_path, preprocessing=replace(tiny.SPEC, name="other"), rows=cohort.rows, facts={})
     with pytest.raises(InputError, match="make the cohort again"):

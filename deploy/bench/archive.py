@@ -1,6 +1,6 @@
 """Benchmark of `hlip archive scan`: studies an hour, where the time goes, what the clinic notices. Linux only.
 
-    python deploy/bench/archive.py [--count 12] [--triage 3] [--studies FOLDER] [--bundle BUNDLE] [--look-ahead 8]
+    python deploy/bench/archive.py [--count 12] [--triage 3] [--studies FOLDER] [--bundle BUNDLE | --blocks N]
 
 Synthetic head CT studies (`hlip-train phantom`, or the folders in --studies) lie in an Orthanc with DICOMweb.
 `hlip serve` runs on a fresh data folder. First urgent studies are sent to it while it is idle, one after the other;
@@ -20,12 +20,14 @@ import time
 import urllib.request
 from collections.abc import Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ingest import HERE, Server, console, free_port, running, wait_until
 from pydicom import dcmread
 from rich.table import Table
+
+from hlip_core.untrained import TINY, write_untrained_bundle
 
 FOLDER = HERE.parents[1] / ".cache" / "bench-archive"
 PLUGIN = Path("/usr/share/orthanc/plugins/libOrthancDicomWeb.so")
@@ -152,10 +154,21 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--count", type=int, default=12, help="studies in the archive")
     parser.add_argument("--triage", type=int, default=3, help="urgent studies: so many before, and so many during")
     parser.add_argument("--studies", type=Path, help="a folder with a folder for each study; without: phantoms")
-    parser.add_argument("--bundle", default="untrained", help="the model")
+    parser.add_argument("--bundle", default="demo", help="the model")
+    parser.add_argument("--blocks", type=int, help="in its place an untrained one of so many blocks, 384 wide")
     parser.add_argument("--look-ahead", type=int, default=8, help="studies that may be here at once")
     parser.add_argument("--folder", type=Path, default=FOLDER, help="emptied before and after")
     return parser.parse_args()
+
+
+def bundle_of(options: argparse.Namespace) -> str:
+    if options.blocks is None:
+        return str(options.bundle)
+    blocks = tuple(range(options.blocks))
+    encoder = replace(
+        TINY, embed_dim=384, num_heads=6, depth=len(blocks), scan_blocks=blocks[:-1], study_blocks=blocks[-1:]
+    )
+    return str(write_untrained_bundle(options.folder / "bundle", encoder=encoder))
 
 
 def studies_of(options: argparse.Namespace) -> list[Path]:
@@ -177,13 +190,14 @@ def main() -> int:
         console.print("Orthanc, its DICOMweb plugin or dcmsend is missing (Debian: orthanc, orthanc-dicomweb, dcmtk)")
         return 1
     shutil.rmtree(options.folder, ignore_errors=True)
-    studies = studies_of(options)
+    options.folder.mkdir(parents=True)
+    bundle, studies = bundle_of(options), studies_of(options)
     past, urgent = studies[: options.count], studies[options.count :]
     archive_port, port, environment = free_port(), free_port(), dict(os.environ)
     pacs = Server(orthanc, lambda folder: 0)
     hlip = Server(
         lambda folder, port: serve(
-            folder, port, bundle=options.bundle, archive_port=archive_port, look_ahead=options.look_ahead
+            folder, port, bundle=bundle, archive_port=archive_port, look_ahead=options.look_ahead
         ),
         lambda folder: 0,
     )

@@ -1,7 +1,7 @@
 """Benchmark of the archive's search: vectors in files and in PostgreSQL (pgvector) side by side, and scoring again.
 
     python deploy/bench/search.py [--vectors 1000000] [--queries 200] [--without pgvector]
-    python deploy/bench/search.py --bundle DIR --cohort DIR    # how well words find phantoms, by a trained bundle
+    python deploy/bench/search.py --bundle DIR --cohort DIR [--cohort DIR ...]    # how well words find phantoms
 
 The vectors are synthetic: clusters on a sphere, of random sizes, as studies of a few hundred kinds would lie. An index
 is filled with rows as the road writes them, and searched through the same classes that `hlip archive search` uses. Both
@@ -19,7 +19,7 @@ import resource
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -271,31 +271,41 @@ def queries_near(vectors: np.ndarray, count: int) -> np.ndarray:
 # ---- words on phantoms ---------------------------------------------------------------------------------------
 
 
-def precision_on_cohort(bundle_path: Path, cohort_path: Path, *, split: str, out: Path | None) -> None:
-    """Precision at 10 of sentences whose finding is in at most a tenth of the studies; counts are printed."""
+def precision_on_cohorts(bundle_path: Path, folders: Sequence[Path], *, split: str, out: Path | None) -> None:
+    """Precision at 10 of sentences whose finding is in at most a tenth of the studies; counts are printed.
+
+    The sentences are the prompts of the bundle's table, and words that no report of a phantom ever holds.
+    """
     from plugin.search.words import Words
     from trainer.phantom.reports import HELD_OUT
 
     bundle = load_bundle(bundle_path)
-    matrix, truths = cohort_vectors(bundle, cohort_path, split=split, out=out)
+    found = [cohort_vectors(bundle, folder, split=split, out=out) for folder in folders]
+    matrix = np.concatenate([vectors for vectors, _ in found])
+    truths = [truth for _, of_cohort in found for truth in of_cohort]
     words = Words(bundle)
     table = Table("sentence", "finding", "studies with it", "precision@10")
-    reached, alike = [], []
+    reached: dict[str, list[float]] = {"of the table": [], "in other words": []}
+    alike = []
     for finding in bundle.findings.findings:
         present = np.array([known.get(finding.label, False) for known in truths])
         if not TOP <= present.sum() <= RARE * len(truths):
             continue
-        for sentence in (*finding.prompts, *HELD_OUT.get(finding.label, ())):
+        kinds = zip(reached, (finding.prompts, HELD_OUT.get(finding.label, ())), strict=True)
+        for kind, sentence in ((kind, sentence) for kind, sentences in kinds for sentence in sentences):
             best = np.argsort(-(matrix @ words.vector(sentence)))[:TOP]
-            reached.append(float(present[best].mean()))
-            table.add_row(sentence, finding.label, f"{present.sum()} of {len(present)}", f"{reached[-1]:.2f}")
+            reached[kind].append(float(present[best].mean()))
+            table.add_row(sentence, finding.label, f"{present.sum()} of {len(present)}", f"{reached[kind][-1]:.2f}")
         similar = matrix[present] @ matrix.T
         similar[similar > 1 - 1e-6] = -1  # not the study itself
         alike.append(float(present[similar.argmax(axis=1)].mean()))
         table.add_row("the most similar study has it", finding.label, "", f"{alike[-1]:.2f}")
     console.print(table)
-    if reached:
-        console.print(f"{len(reached)} sentences: mean {statistics.mean(reached):.2f}, worst {min(reached):.2f}")
+    for kind, values in reached.items():
+        if values:
+            console.print(
+                f"{len(values)} sentences {kind}: mean {statistics.mean(values):.2f}, worst {min(values):.2f}"
+            )
 
 
 def cohort_vectors(
@@ -323,12 +333,12 @@ def main() -> None:
     parser.add_argument("--rescored", type=int, default=100_000, help="studies that are scored again from the index")
     parser.add_argument("--without", choices=["pgvector"])
     parser.add_argument("--bundle", type=Path)
-    parser.add_argument("--cohort", type=Path)
+    parser.add_argument("--cohort", type=Path, action="append", help="repeatable: they are searched as one archive")
     parser.add_argument("--split", default="test")
     parser.add_argument("--out", type=Path, help="folder that keeps the cohort's vectors, as hlip-train evaluate does")
     args = parser.parse_args()
     if args.bundle and args.cohort:
-        precision_on_cohort(args.bundle, args.cohort, split=args.split, out=args.out)
+        precision_on_cohorts(args.bundle, args.cohort, split=args.split, out=args.out)
     else:
         bench_engines(args)
 

@@ -135,7 +135,7 @@ def _png(image: Image.Image, scan: PreparedScan) -> bytes:
 
 
 def _on_slice(look: Look, scan: PreparedScan, number: int) -> np.ndarray:
-    """float32 [rows, columns]: relevance on a prepared slice; linear between patches, 0 where the crop took it off."""
+    """float32 [rows, columns]: relevance on a prepared slice; linear between cells, 0 where the crop took it off."""
     depth, rows, columns = scan.voxels.shape
     cells = look.relevance.shape[0]
     at = min(max((number + 0.5) * cells / depth - 0.5, 0), cells - 1)

@@ -68,6 +68,9 @@ def evaluate(
         bool, typer.Option("--histogram", help="With --phantoms: also what histograms alone can tell.")
     ] = False,
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first studies.")] = None,
+    series: Annotated[
+        int | None, typer.Option(min=1, help="Only the first series of each study: what are more of them worth?")
+    ] = None,
     batch: Annotated[int, typer.Option(min=1, help="Studies that go through the encoder at once.")] = 1,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     threads: Annotated[int | None, typer.Option(min=1, help="Of the CPU; as PyTorch chooses if not set.")] = None,
@@ -105,7 +108,7 @@ def evaluate(
     try:
         with _progress() as progress:
             options = Options(
-                split=split.value, limit=limit, device=device, batch=batch, out=out,
+                split=split.value, limit=limit, series=series, device=device, batch=batch, out=out,
                 site=read_thresholds(threshold or []), phantoms=phantoms, histogram=histogram, track=_Track(progress),
             )  # fmt: skip
             found = run(load_bundle(bundle), benchmark.value, data, options)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -42,10 +43,12 @@ def _untracked(things: Sequence[T], what: str) -> Iterable[T]:
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """How to evaluate. `out` keeps vectors for the next run; `phantoms` is the folder of the phantoms themselves."""
+    """How to evaluate. `out` keeps vectors for the next run; `phantoms` is the folder of the phantoms themselves;
+    `series` is how many of a study the encoder sees at most, in its order."""
 
     split: str = "test"
     limit: int | None = None
+    series: int | None = None
     device: str = "cpu"
     batch: int = 1
     out: Path | None = None
@@ -93,6 +96,9 @@ def evaluate(bundle: Bundle, name: str, folder: Path, options: Options) -> Evalu
     Raises InputError for data or options that cannot be meant, or when no study is usable.
     """
     limits = thresholds(bundle, options.site)
+    if options.series is not None:
+        bundle = copy(bundle)
+        bundle.max_scans = min(bundle.max_scans, options.series * len(bundle.preprocessing.windows))
     benchmark, data = _data(bundle, name, folder, options)
     vectors = Vectors(bundle, options.out)
     study_vectors(bundle, data.cases, vectors, device=options.device, batch=options.batch, track=options.track)
@@ -134,6 +140,8 @@ def _data(bundle: Bundle, name: str, folder: Path, options: Options) -> tuple[Be
     if options.limit is not None and options.limit < len(data.cases):
         notes = (*data.notes, f"only the first {options.limit} of {len(data.cases)} studies")
         data = Data(data.cases[: options.limit], notes)
+    if options.series is not None:
+        data = Data(data.cases, (*data.notes, f"only the first {options.series} series of each study"))
     return benchmark, data
 
 

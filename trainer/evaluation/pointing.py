@@ -16,7 +16,8 @@ import numpy as np
 from pydicom.dataset import Dataset
 from scipy.spatial import cKDTree
 
-from hlip_core.assessment import Location, brightest_patch, order_scans
+from hlip_core.architectures import patch_grid
+from hlip_core.assessment import Location, brightest_cell, order_scans
 from hlip_core.bundle import Bundle
 from hlip_core.errors import InputError
 from hlip_core.headers import numbers, text
@@ -34,8 +35,10 @@ NEAR_MM = 10.0
 """As far as a point may lie outside of the lesion."""
 FILE = "pointing.json"
 RANDOM_POINTS = 16
-"""Patches drawn at random in each study, to say what chance would reach."""
+"""Cells drawn at random in each study, to say what chance would reach."""
 MASK = "lesions.npz"
+RULE = "relevance/2"
+"""Of `hlip_core.relevance`; another one asks every study again."""
 
 Track = Callable[[Sequence[Case], str], Iterable[Case]]
 
@@ -60,7 +63,7 @@ class Pointing:
     def __init__(self, bundle: Bundle, phantoms: Path, *, device: str, folder: Path | None = None) -> None:
         self.bundle, self.phantoms, self.device = bundle, phantoms, device
         self.path = folder / FILE if folder else None
-        key = f"{encoder_digest(bundle)} {bundle.prompts_digest} {phantoms.resolve()}"
+        key = f"{RULE} {encoder_digest(bundle)} {bundle.prompts_digest} {phantoms.resolve()}"
         self.digest = hashlib.sha256(key.encode()).hexdigest()
         self.of: dict[str, dict[str, list[float | None]]] = {}
         if self.path is not None and self.path.is_file():
@@ -108,22 +111,17 @@ def _look(bundle: Bundle, folder: Path, labels: Sequence[str], device: str) -> d
         look = Look(bundle.model(device).visual, images, air=bundle.air)
     mask = LesionMask.load(folder / MASK)
     random = np.random.default_rng(0)
-    noise = [random.random((len(images), *look.grid[1:])) for _ in range(RANDOM_POINTS)]
+    noise = [random.random((len(images), *patch_grid(images.shape[2:], look.cell))) for _ in range(RANDOM_POINTS)]
     found: dict[str, list[float | None]] = {}
     for label in labels:
         if label not in bundle.embeddings.positive:
             continue
         maps = (look.relevance(bundle.embeddings.direction(label)), *noise)
-        places = [brightest_patch(relevance, scans, bundle.preprocessing, _patch(bundle)) for relevance in maps]
+        places = [brightest_cell(relevance, scans, bundle.preprocessing, look.cell) for relevance in maps]
         point, *others = _distances(places, headers, mask.points(label))
         near = [other is not None and other <= NEAR_MM for other in others]
         found[label] = [point, float(np.mean(near))]
     return found
-
-
-def _patch(bundle: Bundle) -> tuple[int, int, int]:
-    depth, rows, columns = bundle.config["model"]["encoder"]["patch_size"]
-    return depth, rows, columns
 
 
 def _distances(
