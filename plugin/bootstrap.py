@@ -33,6 +33,12 @@ if TYPE_CHECKING:
 DEMO, UNTRAINED = "demo", "untrained"
 """Bundles that need no folder of their own."""
 
+
+def bundle_folder(setting: str) -> Path:
+    """The folder that `model.bundle` names; that of the demo bundle is where the package is installed."""
+    return Path(str(files("hlip_core") / DEMO)) if setting == DEMO else Path(setting).expanduser()
+
+
 LINE: tuple[structlog.typing.Processor, ...] = (
     structlog.processors.add_log_level,
     structlog.processors.TimeStamper(fmt="iso"),
@@ -196,10 +202,8 @@ class Plugin:
     def _bundle_path(self) -> Path:
         """Where the bundle lies. The untrained one is made on first use, by a process that may load torch for it."""
         name = self.settings.model.bundle
-        if name == DEMO:
-            return Path(str(files("hlip_core") / "demo"))
         if name != UNTRAINED:
-            return Path(name).expanduser()
+            return bundle_folder(name)
         path = self.spool.models / f"{UNTRAINED}-{version('hlip-pacs')}"
         with (self.spool.models / ".lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)

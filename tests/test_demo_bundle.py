@@ -14,6 +14,7 @@ from hlip_core.volume import prepare
 from plugin.bootstrap import Plugin
 from plugin.search.words import Words
 from plugin.settings import Settings
+from plugin.web.pages import model_line
 from trainer.evaluation.pointing import NEAR_MM, patient_point
 from trainer.phantom.masks import LesionMask
 from trainer.phantom.study import write_study
@@ -51,6 +52,12 @@ def test_it_is_what_a_plugin_takes_when_nothing_is_said(tmp_path: Path) -> None:
     plugin = Plugin(Settings(spool={"folder": tmp_path}))
     assert plugin.settings.model.bundle == "demo" and plugin.bundle.path == FOLDER
     assert plugin.holds_results, "results of a phantom model leave the machine only where a setting lets them"
+
+
+def test_the_page_knows_what_kind_of_model_it_is() -> None:
+    line = model_line(Settings().model.bundle)
+    assert (line.name, line.status, line.headline) == ("demo", "phantom", "MODEL TRAINED ON PHANTOMS.")
+    assert "never seen a patient" in line.sentence
 
 
 def test_it_says_what_it_was_trained_on(bundle: Bundle) -> None:

@@ -9,6 +9,7 @@ from fastapi import Request
 from fastapi.responses import HTMLResponse
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from plugin.bootstrap import bundle_folder
 from plugin.web import words
 from plugin.web.access import Person, csrf_token
 
@@ -61,7 +62,7 @@ def model_line(bundle: str) -> ModelLine:
     if bundle == "untrained":
         return ModelLine(bundle, bundle)
     try:
-        config = json.loads((Path(bundle).expanduser() / "config.json").read_bytes())
+        config = json.loads((bundle_folder(bundle) / "config.json").read_bytes())
         return ModelLine(str(config["name"]), str(config["status"]))
     except (OSError, ValueError, LookupError, TypeError):
         return ModelLine(Path(bundle).name, "unknown")
