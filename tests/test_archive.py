@@ -2,6 +2,7 @@
 
 import tempfile
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -28,7 +29,7 @@ from plugin.archive.selection import Selection, read_uids
 from plugin.archive.source import Stopped
 from plugin.bootstrap import Plugin, configure
 from plugin.index import archive as index
-from plugin.index import archive_fetch, intake, leases, overview, retention, settling
+from plugin.index import archive_fetch, future, intake, leases, overview, retention, settling
 from plugin.index.archive_tables import ArchiveStudy
 from plugin.index.database import Database
 from plugin.index.tables import Series, Study
@@ -412,6 +413,25 @@ def test_what_a_killed_scan_had_of_a_study_is_taken_over(tmp_path: Path) -> None
         assert here.fetched() == {uid: 3}
         assert not archive.asked[f"/dicom-web/studies/{uid}/series/{series_uid}"]
         assert not archive_fetch.end(here.plugin.database, old, "whole"), "the old claim is worth nothing any more"
+
+
+def test_a_study_that_waits_for_a_clock_that_was_set_back_does_not_wait_long(tmp_path: Path) -> None:
+    with site(tmp_path, studies(1)) as (here, archive):
+        database, (uid,) = here.plugin.database, archive.studies
+        scan = scans.open_scan(database, ALL, Wishes())
+        index.plan(database, scan.id, [(uid, 3)])
+        taken = archive_fetch.claim(database, scan.id, owner="x-1", lease_seconds=7200, look_ahead=9)
+        assert taken is not None and brought_back(database) == 1 and brought_back(database) == 0
+        archive_fetch.put_back(database, taken, reason="http_503", wait_seconds=7200, is_to_blame=False)
+        assert brought_back(database) == 1 and brought_back(database) == 0
+        with database.read() as session:
+            assert session.query(ArchiveStudy).one().next_try_at <= time.time() + 600
+
+
+def brought_back(database: Database) -> int:
+    return future.bring_back(
+        database, lease_seconds=30, longest_wait_seconds=60, fetch_lease_seconds=30, longest_fetch_wait_seconds=600
+    )
 
 
 def test_a_kill_between_the_handing_over_and_its_note_fetches_nothing_twice(tmp_path: Path) -> None:

@@ -370,7 +370,9 @@ def test_what_waits_for_a_clock_that_was_set_back_does_not_wait_long(database: D
 
 
 def _brought_back(database: Database) -> int:
-    return future.bring_back(database, lease_seconds=30, longest_wait_seconds=60)
+    return future.bring_back(
+        database, lease_seconds=30, longest_wait_seconds=60, fetch_lease_seconds=30, longest_fetch_wait_seconds=600
+    )
 
 
 def _shift(database: Database, table: type[Series | Study], column: str, *, seconds: float = 3600) -> None:
