@@ -5,12 +5,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from sqlalchemy import select, update
+from sqlalchemy import event, select, update
 
 from hlip_core.calibration import Calibration
 from hlip_core.errors import InputError
 from hlip_core.zero_shot import class_vector
 from plugin.bootstrap import Plugin
+from plugin.index import rescoring, search
 from plugin.index.embeddings import Embedding
 from plugin.index.tables import Revision, Series, Study
 from plugin.scheduler import Scheduler
@@ -296,6 +297,30 @@ def test_an_analysed_study_is_found_with_what_its_header_says(tmp_path: Path, se
         assert len(vectors) == (3 if series_embeddings else 1)
         assert np.linalg.norm(vectors, axis=1) == pytest.approx(1)
         assert findings[0]["location"]["series_instance_uid"] and findings[1]["location"] is None
+
+
+def test_parts_of_a_large_archive_are_read_by_their_ids_and_nothing_is_sorted_for_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("plugin.index.rescoring.CHUNK", 4)
+    monkeypatch.setattr("plugin.index.search.CHUNK", 4)
+    asked: list[tuple[str, object]] = []
+    with archive(tmp_path) as plugin:
+        uids = add_studies(plugin, random_vectors(10))
+        space = Searcher(plugin).space()
+        event.listen(plugin.database.engine, "before_cursor_execute", lambda *each: asked.append((each[2], each[3])))
+        parts = [part.study_instance_uids for part in rescoring.reported(plugin.database, space)]
+        ids = search.chosen_ids(plugin.database, space, Filters())
+        assert sum(len(part) for part, _ in search.vectors(plugin.database, space, ids)) == 10
+        assert [len(part) for part in parts] == [4, 4, 2] and [uid for part in parts for uid in part] == uids
+        with plugin.database.engine.connect() as connection:
+            plans = [
+                " ".join(row[3] for row in connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {statement}", values))
+                for statement, values in list(asked)
+                if "BETWEEN" in statement
+            ]
+    assert len(plans) == 6
+    assert all("INTEGER PRIMARY KEY" in plan and "TEMP B-TREE" not in plan for plan in plans), plans
 
 
 def test_a_probability_is_asked_for_as_the_lowest_score_that_has_it() -> None:

@@ -10,7 +10,7 @@ from sqlalchemy import exists, select, update
 from plugin.index.database import Database
 from plugin.index.embeddings import Embedding
 from plugin.index.filters import Filters
-from plugin.index.search import CHUNK, MOST_PARAMETERS, NO_FILTERS, Space, conditions, of_space
+from plugin.index.search import CHUNK, MOST_PARAMETERS, NO_FILTERS, Space, chosen_ids, conditions, of_space
 from plugin.index.tables import Revision, Series, Study
 from plugin.lifecycle import STUDY_STEPS, SeriesState, StudyState
 
@@ -28,28 +28,27 @@ class ReportedPart:
 
 def reported(database: Database, space: Space, filters: Filters = NO_FILTERS) -> Iterator[ReportedPart]:
     """All studies that can be scored again, in parts, with what was reported of them. `space` is that of studies."""
-    after = 0
     columns = (
         Embedding.id, Study.study_instance_uid, Study.accession_number, Study.study_date, Revision.findings,
         Embedding.vector,
     )  # fmt: skip
-    while True:
+    ids = chosen_ids(database, space, filters)  # first: "the next so many" would sort all that is left, each time
+    for start in range(0, len(ids), CHUNK):
+        part = ids[start : start + CHUNK]
         statement = (
             select(*columns)
             .join(Revision, Revision.id == Embedding.revision_id)
             .join(Study, Study.id == Revision.study_id)
-            .where(of_space(space), Embedding.id > after, *conditions(filters))
+            .where(of_space(space), Embedding.id.between(int(part[0]), int(part[-1])), *conditions(filters))
             .order_by(Embedding.id)
-            .limit(CHUNK)
         )
         with database.read() as session:
             found = session.execute(statement).all()
-        if not found:
-            return
-        ids, uids, numbers, dates, findings, vectors = map(list, zip(*found, strict=True))
-        after = ids[-1]
-        matrix = np.frombuffer(b"".join(vectors), "<f4").reshape(len(ids), -1)
-        yield ReportedPart(uids, numbers, dates, findings, matrix)
+        if found:
+            _, uids, numbers, dates, findings, vectors = map(list, zip(*found, strict=True))
+            yield ReportedPart(
+                uids, numbers, dates, findings, np.frombuffer(b"".join(vectors), "<f4").reshape(len(uids), -1)
+            )
 
 
 def make_due(database: Database, study_instance_uids: Sequence[str], *, priority: int) -> int:
