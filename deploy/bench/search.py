@@ -251,11 +251,13 @@ def bench_engines(args: argparse.Namespace) -> None:
     table = Table("system", "p50 ms", "p95 ms", "recall@10", "p50 ms, a filter", "build s", "MB")
     with tempfile.TemporaryDirectory(prefix="hlip-bench-") as name:
         bench_rescore(Path(name), vectors, from_index=args.rescored)
-        bench_embedded(Path(name), vectors, queries, wanted, table).close()
-    if args.without != "pgvector":
+        if "embedded" not in args.without:
+            bench_embedded(Path(name), vectors, queries, wanted, table).close()
+    if "pgvector" not in args.without:
         with tempfile.TemporaryDirectory(prefix="hlip-bench-") as name:
             bench_pgvector(Path(name), vectors, queries, wanted, table)
-    console.print(table)
+    if table.rows:
+        console.print(table)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000
     console.print(f"{args.vectors} vectors of {args.ndim} numbers; peak {peak:.0f} MB, with all of them in NumPy too")
 
@@ -331,7 +333,7 @@ def main() -> None:
     parser.add_argument("--ndim", type=int, default=512)
     parser.add_argument("--queries", type=int, default=200)
     parser.add_argument("--rescored", type=int, default=100_000, help="studies that are scored again from the index")
-    parser.add_argument("--without", choices=["pgvector"])
+    parser.add_argument("--without", choices=["embedded", "pgvector"], action="append", default=[])
     parser.add_argument("--bundle", type=Path)
     parser.add_argument("--cohort", type=Path, action="append", help="repeatable: they are searched as one archive")
     parser.add_argument("--split", default="test")

@@ -10,6 +10,7 @@ from alembic import command
 from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
+from pydantic_core import from_json
 from sqlalchemy import Connection, Engine, create_engine, event
 from sqlalchemy.exc import InterfaceError, OperationalError
 from sqlalchemy.ext.compiler import compiles
@@ -71,7 +72,7 @@ class Database:
     """
 
     def __init__(self, url: str, *, lock: Path) -> None:
-        self.engine = create_engine(url, pool_pre_ping=not url.startswith("sqlite"))
+        self.engine = create_engine(url, pool_pre_ping=not url.startswith("sqlite"), json_deserializer=from_json)
         self._reading = self.engine.execution_options(reading=True)
         self._lock = lock
         if self.engine.dialect.name == "sqlite":

@@ -14,6 +14,9 @@ from plugin.search.scoring import Scores, Scoring
 
 __all__ = ["Difference", "Side", "rescore"]
 
+SAID = np.dtype([("place", np.int32), ("column", np.int32), ("positive", bool), ("value", np.float64)])
+"""One finding of one study, as it was reported."""
+
 
 @dataclass(frozen=True)
 class Side:
@@ -96,20 +99,22 @@ def before_of(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """[S, F] each, of what was reported: known, positive, the value (probability or score; NaN where not known)."""
     column = {label: number for number, label in enumerate(labels)}
-    said = [
+    said = np.fromiter(
         (
-            place,
-            column[row["label"]],
-            row["positive"],
-            row["score"] if row.get("probability") is None else row["probability"],
-        )
-        for place, rows in enumerate(findings)
-        for row in rows
-        if row["label"] in column
-    ]
+            (
+                place,
+                column[row["label"]],
+                row["positive"],
+                row["score"] if row.get("probability") is None else row["probability"],
+            )
+            for place, rows in enumerate(findings)
+            for row in rows
+            if row["label"] in column
+        ),
+        SAID,
+    )
     known = np.zeros((len(findings), len(labels)), bool)
     positive, values = known.copy(), np.full(known.shape, np.nan)
-    if said:
-        places, columns, positives, numbers = zip(*said, strict=True)
-        known[places, columns], positive[places, columns], values[places, columns] = True, positives, numbers
+    at = said["place"], said["column"]
+    known[at], positive[at], values[at] = True, said["positive"], said["value"]
     return known, positive, values
