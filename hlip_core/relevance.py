@@ -1,4 +1,4 @@
-"""Where the model looked: relevance of each patch for the score of a finding.
+"""Where the model looked: relevance of each patch, or of places within it, for the score of a finding.
 
 The rule of gradient times attention (Chefer et al., "Generic attention-model explainability", ICCV 2021) on the last
 block, which attends across the study, and there only on the row of the class token: a patch counts as much as its
