@@ -176,6 +176,7 @@ def bench_embedded(
     graph = sum(path.stat().st_size for path in (folder / "search").rglob("*.graph"))
     found = row("embedded, graph (usearch f16)", engine, queries, wanted)
     table.add_row(*found, f"{built:.0f}", f"{graph / 1e6:.0f}")
+    console.print(table)
     again = EmbeddedVectors(database, SPACE, folder / "search", **options)
     console.print(f"opened again by another process: {1000 * clock(again.refresh):.0f} ms")
     return database
