@@ -21,6 +21,7 @@ from plugin.index.database import Database
 from plugin.index.intake import Fate, Intake
 from plugin.retention import Retention
 from plugin.routing import route
+from plugin.sections_archive import LONGEST_RETRY_AFTER_SECONDS
 from plugin.settings import Settings
 from plugin.spool import Spool
 
@@ -35,8 +36,6 @@ CLOCK_SECONDS = 5.0
 """How often it is seen to that nothing waits for a time that a clock set back has made distant."""
 LONGEST_WAIT_SECONDS = 60.0
 """After a failure of prepare or analyse; that of a delivery is a setting."""
-LONGEST_FETCH_WAIT_SECONDS = 3600.0
-"""What a PACS may ask for (Retry-After), as `plugin.archive.dicomweb` caps it."""
 UNROUTED_PRIORITY = 90
 
 
@@ -174,7 +173,7 @@ class Scheduler:
                 LONGEST_WAIT_SECONDS, settings.delivery.longest_retry_seconds, settings.workers.prepare_timeout_seconds
             ),
             fetch_lease_seconds=settings.archive.lease_seconds,
-            longest_fetch_wait_seconds=max(LONGEST_FETCH_WAIT_SECONDS, settings.archive.longest_retry_seconds),
+            longest_fetch_wait_seconds=max(LONGEST_RETRY_AFTER_SECONDS, settings.archive.longest_retry_seconds),
         )
         if corrected:
             log.warning("the clock was set back", times_corrected=corrected)

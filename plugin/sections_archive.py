@@ -7,6 +7,8 @@ from pydantic import AfterValidator, Field, SecretStr, model_validator
 
 from plugin.sections import Seconds, TlsFiles
 
+LONGEST_RETRY_AFTER_SECONDS = 3600.0
+"""What a PACS may ask for with Retry-After; more is taken as this."""
 _DAYS = "Mon|Tue|Wed|Thu|Fri|Sat|Sun"
 HOURS = re.compile(
     rf"(?:(?P<first_day>{_DAYS})(?:-(?P<last_day>{_DAYS}))? )?"

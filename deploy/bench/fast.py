@@ -4,8 +4,8 @@
 
 The same synthetic studies (`hlip-train phantom --make other --conspicuity 0.4 1`, or the folders in --phantoms) go
 through the bundle in turn, exact (fp32, every token) and fast (bf16, no air). The cosine is between the vectors of a
-study; the AUCs are zero-shot, macro over the findings that occur. Beside them the
-real head CT of encoder.py, nine times.
+study; the AUCs are zero-shot, macro over the findings that occur. Beside them stands the real head CT of encoder.py,
+nine times.
 """
 
 import argparse

@@ -16,7 +16,7 @@ from urllib3.exceptions import ReadTimeoutError
 from hlip_core.headers import MALFORMED, text
 from plugin.archive.source import Answer, Denied, FoundSeries, Gone, NotNow, Query, Sink, series_of, study_of
 from plugin.delivery import session
-from plugin.sections_archive import ArchiveSettings
+from plugin.sections_archive import LONGEST_RETRY_AFTER_SECONDS, ArchiveSettings
 from plugin.web.multipart import Headers, MultipartError, MultipartReader, check_boundary, media_type
 
 PIECE = 1 << 18
@@ -24,7 +24,6 @@ SLOWEST_BYTES_PER_SECOND = 1024
 ACCEPT = 'multipart/related; type="application/dicom"; transfer-syntax=*'
 STUDY_FIELDS = ("StudyDate", "StudyDescription", "PatientID", "ModalitiesInStudy", "NumberOfStudyRelatedInstances")
 SERIES_FIELDS = ("Modality", "BodyPartExamined", "SeriesDescription", "StationName", "NumberOfSeriesRelatedInstances")
-LONGEST_WAIT_SECONDS = 3600.0
 BUSY = frozenset({429, 502, 503, 504})
 """The PACS as a whole has no time (RFC 9110, RFC 6585)."""
 
@@ -37,7 +36,7 @@ def retry_after(value: str | None) -> float | None:
         seconds = float(value) if value.strip().isdecimal() else _until(parsedate_to_datetime(value))
     except (ValueError, TypeError):
         return None
-    return min(max(seconds, 0.0), LONGEST_WAIT_SECONDS)
+    return min(max(seconds, 0.0), LONGEST_RETRY_AFTER_SECONDS)
 
 
 def _until(moment: datetime) -> float:
