@@ -13,7 +13,6 @@
 Everything that becomes part of a path is a UID that passed `check_uid`, or was made here.
 """
 
-import hashlib
 import os
 import re
 import shutil
@@ -26,6 +25,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import BinaryIO
+
+from blake3 import blake3
 
 from plugin.incoming import PART, Folder, Incoming, fsync_folder
 from plugin.room import Room
@@ -67,14 +68,17 @@ def write_durably(path: Path, content: bytes) -> None:
 
 
 def dataset_digest(source: Path | BinaryIO) -> str:
-    """SHA-256 of a Part 10 file's dataset, without preamble and file meta information (PS3.10 section 7.1)."""
+    """BLAKE3 (hex) of a Part 10 file's dataset, without preamble and file meta information (PS3.10 section 7.1).
+
+    Every instance that arrives is read for it: a quarter of what SHA-256 costs, and as hard to forge.
+    """
     if isinstance(source, Path):
         with source.open("rb") as file:
             return dataset_digest(file)
     source.seek(_META_GROUP_LENGTH_AT)
     meta_length = int.from_bytes(source.read(4), "little")
     source.seek(_META_GROUP_LENGTH_AT + 4 + meta_length)
-    digest, buffer = hashlib.sha256(), _own_buffer()
+    digest, buffer = blake3(), _own_buffer()
     while length := source.readinto(buffer):  # type: ignore[attr-defined]
         digest.update(buffer[:length])
     return digest.hexdigest()

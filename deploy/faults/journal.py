@@ -200,7 +200,7 @@ Written by `make faults WRITE=1` from its own rounds; no figure here is typed by
 A round starts the real roles as processes of their own on an empty data folder, sends one to three small synthetic
 studies by dcmsend and STOW-RS from several senders (who send again what was not acknowledged, as modalities do), does
 one thing to them at a random moment, lets them recover, and waits until all is quiet. Then the books must balance, by
-SHA-256 of each data set:
+digest of each data set:
 
 - sent = acknowledged, by the senders' own account (dcmsend's log of statuses, the response of STOW-RS);
 - acknowledged = on the disk = in the index, every file read again;

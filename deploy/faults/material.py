@@ -33,7 +33,7 @@ class Item:
     sop_uid: str
     sop_class_uid: str
     digest: str
-    """SHA-256 of the data set."""
+    """BLAKE3 of the data set."""
 
 
 @dataclass(frozen=True)
