@@ -5,10 +5,12 @@ PDU carries can go from here to a file without being copied.
 """
 
 import socket
+import ssl
 import struct
 import threading
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 
 ASSOCIATE_RQ, ASSOCIATE_AC, ASSOCIATE_RJ, P_DATA_TF, RELEASE_RQ, RELEASE_RP, ABORT = range(1, 8)
 
@@ -24,6 +26,7 @@ GRACE = 64
 LINGER_SECONDS = 2.0
 
 _HEADER = struct.Struct(">BxL")
+_TIMEVAL = struct.Struct("@ll")
 _QUICK_ACK = getattr(socket, "TCP_QUICKACK", None)
 
 
@@ -43,6 +46,29 @@ def pdu(kind: int, content: bytes) -> bytes:
     return _HEADER.pack(kind, len(content)) + content
 
 
+def _limit_silence(sock: socket.socket, seconds: float | None) -> None:
+    """Let it wait so long for the peer, and no longer.
+
+    Of a plain socket the kernel sees to it: Python's own way asks before each call whether it would have to wait.
+    """
+    if seconds is None or isinstance(sock, ssl.SSLSocket):
+        sock.settimeout(seconds)
+        return
+    sock.settimeout(None)
+    limit = _TIMEVAL.pack(int(seconds), int(seconds % 1 * 1e6))
+    for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
+        sock.setsockopt(socket.SOL_SOCKET, option, limit)
+
+
+@contextmanager
+def _silence() -> Iterator[None]:
+    """What a socket says when the kernel's limit is over, in Python's word for it."""
+    try:
+        yield
+    except BlockingIOError:
+        raise TimeoutError("the peer was silent") from None
+
+
 class Wire:
     """A connected socket, plain or TLS.
 
@@ -57,7 +83,7 @@ class Wire:
         self.socket = sock
         self._stopping = stopping
         self._timeout = timeout_seconds
-        sock.settimeout(timeout_seconds)
+        _limit_silence(sock, timeout_seconds)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         longest = max_pdu_length + GRACE
         self._longest = dict.fromkeys((ASSOCIATE_AC, ASSOCIATE_RJ, RELEASE_RQ, RELEASE_RP, ABORT), 1 << 12)
@@ -115,14 +141,16 @@ class Wire:
     def _receive(self) -> None:
         if _QUICK_ACK is not None:  # it does not last: the kernel falls back to delayed acknowledgement
             self.socket.setsockopt(socket.IPPROTO_TCP, _QUICK_ACK, 1)
-        received = self.socket.recv_into(self._arena[self._end :])
+        with _silence():
+            received = self.socket.recv_into(self._arena[self._end :])
         if not received:
             raise Stopped if self._stopping.is_set() else ConnectionResetError("the peer closed the connection")
         self._end += received
 
     def send(self, content: bytes) -> None:
         """One call, so that nothing of it waits for an acknowledgement. Raises OSError."""
-        self.socket.sendall(content)
+        with _silence():
+            self.socket.sendall(content)
 
     def abort(self, *, source: int, reason: int = NOT_SPECIFIED) -> None:
         """Send an A-ABORT (PS3.8 section 9.3.8), if the peer still takes it, and wait for its end."""

@@ -27,6 +27,7 @@ from plugin.elements import ENCODINGS, INFLATED_WINDOW, Encoding, Header, find, 
 from plugin.spool import UnsafeUid, dataset_digest
 
 TAGS = frozenset(int(Tag(keyword)) for keyword in KEYWORDS)
+CHARACTER_SET = 0x00080005
 PLAIN = [ImplicitVRLittleEndian, ExplicitVRLittleEndian, ExplicitVRBigEndian]
 
 
@@ -130,19 +131,21 @@ def test_a_damaged_header_gives_nothing_that_pydicom_would_not_give(data: st.Dat
         except MALFORMED:
             return
         for tag, element in found.items():
-            assert tag in whole and _raw(whole, tag) == element.value
+            assert tag in whole and _raw(whole, tag) == _unpadded(tag, element.value)
 
 
 def _raw(content: Dataset, tag: int) -> object:
     element = content.get_item(tag)
-    if tag == 0x00080005:  # decoded by pydicom at once
-        return found if isinstance(found := element.value, bytes) else _raw_character_set(element.value)
+    if tag == CHARACTER_SET:  # decoded by pydicom at once
+        value = element.value
+        value = value if isinstance(value, bytes | str) else "\\".join(value)
+        return _unpadded(tag, value if isinstance(value, bytes) else value.encode("latin-1"))
     return element.value
 
 
-def _raw_character_set(value: object) -> bytes:
-    named = value if isinstance(value, str) else "\\".join(value)  # type: ignore[arg-type]
-    return named.encode("latin-1").ljust(len(named) + len(named) % 2)
+def _unpadded(tag: int, value: bytes | None) -> bytes | None:
+    """Of the one that is decoded, without what decoding leaves off."""
+    return value.rstrip(b" \0") if tag == CHARACTER_SET and value is not None else value
 
 
 def _part10(content: bytes) -> bytes:

@@ -15,7 +15,7 @@ from pydicom import dcmread
 from sqlalchemy import select, update
 
 from hlip_core.bundle import Bundle, load_bundle
-from plugin import orphans, screens, withdrawal
+from plugin import orphans, room, screens, withdrawal
 from plugin import retention as rules
 from plugin.bootstrap import Plugin, configure
 from plugin.index import leases, outcomes, overview
@@ -553,6 +553,7 @@ def fill(folder: Path, *, leave: int) -> Path:
     free = shutil.disk_usage(folder).free
     with filler.open("ab") as file:
         file.write(bytes(max(0, free - leave)))
+    time.sleep(room.ASK_SECONDS)
     return filler
 
 

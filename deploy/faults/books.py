@@ -1,6 +1,6 @@
 """The books: what must hold once everything is quiet, whatever happened before.
 
-sent = acknowledged = kept = in the index = reported once = in the PACS; each compared by the digest (BLAKE3) of the data set.
+sent = acknowledged = kept = in the index = reported once = in the PACS; each compared by the digest of the data set.
 """
 
 from collections import Counter, defaultdict
