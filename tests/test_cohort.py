@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -84,6 +85,14 @@ def test_a_folder_of_phantoms_becomes_a_cohort(phantoms: Path, tmp_path: Path) -
     assert "localizer" in output and "The series is a localizer" in output
     assert len((tmp_path / "out" / "refused.jsonl").read_text().splitlines()) == 6
     assert cohort.preprocessing == PREPROCESSINGS["head-ct/1"]
+
+
+def test_a_phantom_that_is_not_finished_is_left_alone(phantoms: Path, tmp_path: Path) -> None:
+    for number, name in enumerate(("phantom-0000000", "phantom-0000001.part")):
+        shutil.copytree(phantoms / f"phantom-000000{number}", tmp_path / "in" / name)
+    (tmp_path / "in" / "phantom-0000001.part" / "study.json").unlink()
+    make(tmp_path / "out", "--folder", tmp_path / "in")
+    assert [row.source for row in read_cohort(tmp_path / "out").rows] == ["phantom-0000000"]
 
 
 def test_scans_are_those_of_serving_without_identities(phantoms: Path, tmp_path: Path) -> None:

@@ -44,6 +44,10 @@ class Header:
     manufacturer: str
 
 
+UNFINISHED = ".part"
+"""What a phantom's folder ends with while it is written, or where that was killed."""
+
+
 @dataclass
 class FolderSource:
     """A folder; `unreadable` counts the files that are not DICOM instances once `studies` was read."""
@@ -56,7 +60,7 @@ class FolderSource:
         """All studies, in a fixed order. Headers are read in parallel; a phantom's only once."""
         found: dict[str, FoundStudy] = {}
         loose: list[Path] = []
-        entries = sorted(self.folder.iterdir())
+        entries = sorted(entry for entry in self.folder.iterdir() if entry.suffix != UNFINISHED)
         for done, entry in enumerate(entries, 1):
             phantom = _phantom(entry)
             if phantom is None:
