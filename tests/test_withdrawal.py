@@ -182,7 +182,7 @@ def test_a_deletion_is_tried_until_the_archive_answers(tmp_path: Path) -> None:
                 return [(d["action"], d["attempts"] > 1) for d in sent]
 
             wait_until(lambda: tried() == [("delete", True)] * 3, "three deletions tried again")
-            assert len(held(pacs)) == 4
+            wait_until(lambda: len(held(pacs)) == 4, "the rejection note beside what could not be deleted")
 
 
 def test_a_study_that_is_unknown_or_has_no_results_is_said_to_be(tmp_path: Path) -> None:
