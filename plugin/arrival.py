@@ -19,7 +19,7 @@ from hlip_core.files import BoundedFile
 from plugin.elements import ENCODINGS, WINDOW, Encoding, Header, find, uid
 from plugin.part10 import NoPart10, read_meta
 from plugin.sop_classes import CONTENT, OTHER_IMAGES
-from plugin.spool import check_uid, dataset_digest
+from plugin.spool import check_uid, dataset_digest, digest_by_name
 
 KEYWORDS = (
     "SpecificCharacterSet", "SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID", "Modality",
@@ -225,6 +225,6 @@ def read_arrival(path: Path) -> Arrival:
             sop_instance_uid=identity.sop_instance_uid,
             sop_class_uid=identity.sop_class_uid,
             elements=elements,
-            digest=dataset_digest(file),
+            digest=digest_by_name(path) or dataset_digest(file),
             size=size,
         )

@@ -80,12 +80,16 @@ class Incoming:
                 self.size += written
                 rest = rest[written:]
 
-    def keep(self) -> Path:
-        """Make it durable under its own name. Raises OSError: then it may lie there, and is not to be acknowledged."""
+    def keep(self, digest: str = "") -> Path:
+        """Make it durable under its own name, which says the digest of its data set where that is known.
+
+        Raises OSError: then it may lie there, and is not to be acknowledged.
+        """
         assert self._handle is not None, "nothing was written"
         os.fsync(self._handle)
         self._close()
-        folder, name = self._folder.handle, f"{time.time_ns():020d}-{self._unique}.dcm"
+        name = f"{time.time_ns():020d}-{self._unique}{digest and f'-{digest}'}.dcm"
+        folder = self._folder.handle
         os.rename(self._part, name, src_dir_fd=folder, dst_dir_fd=folder)
         self._kept = True
         os.fsync(folder)

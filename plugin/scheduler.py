@@ -29,7 +29,9 @@ log = structlog.get_logger("hlip.scheduler")
 
 BATCH = 200
 LOOK_SECONDS = 0.1
-"""How long an arrival waits at most to be indexed; a batch costs the same for one as for ten."""
+"""How long an arrival waits at most for others to be indexed with: a batch costs the same for one as for ten."""
+PAUSE_SECONDS = 0.02
+"""If so long no other comes, it waits no longer."""
 RING_AGAIN_SECONDS = 5.0
 AWAY_SECONDS = 2.0
 CLOCK_SECONDS = 5.0
@@ -69,7 +71,17 @@ class Scheduler:
                 stop.wait(AWAY_SECONDS)
                 continue
             if not full:
-                stop.wait(min(LOOK_SECONDS, self.settings.settle.tick_seconds))
+                self._await_arrivals(stop)
+
+    def _await_arrivals(self, stop: threading.Event) -> None:
+        """Let arrivals gather while more of them come."""
+        end = time.monotonic() + min(LOOK_SECONDS, self.settings.settle.tick_seconds)
+        before = 0
+        while (left := end - time.monotonic()) > 0 and not stop.wait(min(PAUSE_SECONDS, left)):
+            waiting = self.spool.num_arrivals()
+            if waiting and waiting == before:
+                return
+            before = waiting
 
     def tick(self) -> bool:
         """One round; True when more arrivals wait already."""

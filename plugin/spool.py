@@ -1,6 +1,6 @@
 """The spool: where an instance lies from its acknowledgement on, as plain files.
 
-    incoming/      accepted, fsynced, not yet in the index (invariant: acknowledged means on disk)
+    incoming/      TIME-UNIQUE[-DIGEST].dcm: accepted, fsynced, not yet in the index (acknowledged means on disk)
     instances/     STUDY/SERIES/INSTANCE.dcm, in the index
     conflicting/   came again under the same UID with other content; the first is kept, these set aside
     commitments/   requests for storage commitment that were taken and not answered yet
@@ -32,6 +32,7 @@ from plugin.incoming import PART, Folder, Incoming, fsync_folder
 from plugin.room import Room
 
 _UID = re.compile(r"[0-9]+(\.[0-9]+)*")
+_ARRIVAL = re.compile(r"\d{20}-[0-9a-f]{32}-([0-9a-f]{64})\.dcm")
 _META_GROUP_LENGTH_AT = 128 + 4 + 8  # preamble, "DICM", tag + VR + length of (0002,0000); PS3.10 section 7.1
 _buffers = threading.local()
 
@@ -67,21 +68,28 @@ def write_durably(path: Path, content: bytes) -> None:
     fsync_folder(path.parent)
 
 
-def dataset_digest(source: Path | BinaryIO) -> str:
-    """BLAKE3 (hex) of a Part 10 file's dataset, without preamble and file meta information (PS3.10 section 7.1).
+new_digest = blake3
+"""Of an encoded data set: a quarter of what SHA-256 costs each instance that arrives, and as hard to forge."""
 
-    Every instance that arrives is read for it: a quarter of what SHA-256 costs, and as hard to forge.
-    """
+
+def dataset_digest(source: Path | BinaryIO) -> str:
+    """`new_digest` (hex) of a Part 10 file's dataset, without preamble and file meta information (PS3.10 7.1)."""
     if isinstance(source, Path):
         with source.open("rb") as file:
             return dataset_digest(file)
     source.seek(_META_GROUP_LENGTH_AT)
     meta_length = int.from_bytes(source.read(4), "little")
     source.seek(_META_GROUP_LENGTH_AT + 4 + meta_length)
-    digest, buffer = blake3(), _own_buffer()
+    digest, buffer = new_digest(), _own_buffer()
     while length := source.readinto(buffer):  # type: ignore[attr-defined]
         digest.update(buffer[:length])
     return digest.hexdigest()
+
+
+def digest_by_name(arrival: Path) -> str | None:
+    """The digest of an arrival's data set, where the listener took it while the data set came."""
+    named = _ARRIVAL.fullmatch(arrival.name)
+    return named[1] if named else None
 
 
 def _own_buffer() -> memoryview:
@@ -198,8 +206,14 @@ class Spool:
 
     def arrivals(self, limit: int) -> list[Path]:
         """Accepted files that are not in the index yet, oldest first."""
-        names = sorted(entry.name for entry in os.scandir(self.incoming) if entry.name.endswith(".dcm"))
-        return [self.incoming / name for name in names[:limit]]
+        return [self.incoming / name for name in sorted(self._arrived())[:limit]]
+
+    def num_arrivals(self) -> int:
+        """How many files are accepted and not in the index yet."""
+        return len(self._arrived())
+
+    def _arrived(self) -> list[str]:
+        return [entry.name for entry in os.scandir(self.incoming) if entry.name.endswith(".dcm")]
 
     def fetched_arrivals(self, limit: int) -> list[tuple[int, Path]]:
         """Files of whole studies that are not in the index yet, with the archive scan that fetched them."""

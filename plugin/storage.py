@@ -19,7 +19,7 @@ from hlip_core.files import BoundedFile
 from plugin import elements, metrics
 from plugin.arrival import Identity, find_identity, read_elements
 from plugin.incoming import Bytes, Incoming
-from plugin.spool import Spool, UnsafeUid
+from plugin.spool import Spool, UnsafeUid, new_digest
 
 log = structlog.get_logger("hlip.listener")
 
@@ -154,6 +154,7 @@ class Receiving:
         self._incoming: Incoming | None = None
         self._status: int | None = None
         self._pending = 0
+        self._digest = new_digest()
         self.size = 0
 
     def add(self, fragment: Bytes) -> None:
@@ -184,6 +185,8 @@ class Receiving:
         if not self._storage.spool.has_room():
             self._refuse(OUT_OF_RESOURCES, "the spool's disk is nearly full")
             return
+        for fragment in self._fragments:
+            self._digest.update(fragment)
         if self._incoming is None:
             self._incoming = self._sender.begin()
             self._fragments.insert(0, self._preamble())
@@ -231,7 +234,7 @@ class Receiving:
         self._write()
         if self._status is None:
             assert self._incoming is not None
-            self._incoming.keep()
+            self._incoming.keep(self._digest.hexdigest())
             self._sender.count(identity)
 
     def _identity(self) -> Identity:

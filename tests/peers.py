@@ -9,6 +9,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -26,6 +27,9 @@ function OnStoredInstance(instanceId, tags, metadata)
    SendToModality(instanceId, 'hlip')
 end
 """
+OWN = Path(sys.prefix) / "bin"
+SYSTEM = os.pathsep.join(path for path in os.environ["PATH"].split(os.pathsep) if Path(path) != OWN)
+"""Where tools are looked for: pynetdicom brings commands of the same names as dcmtk's into the environment."""
 
 
 def free_port() -> int:
@@ -46,7 +50,7 @@ def wait_until(condition: Callable[[], Any], what: str, seconds: float = 30) -> 
 
 def needs(tool: str, package: str) -> str:
     """The path of a tool; the test is skipped where it is missing."""
-    path = shutil.which(tool)
+    path = shutil.which(tool, path=SYSTEM)
     if path is None:
         pytest.skip(f"{tool} is not installed (Debian: {package})")
     return path

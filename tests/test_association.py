@@ -50,7 +50,7 @@ from plugin.dimse import Peer, echo
 from plugin.handover import Service
 from plugin.listener import Listener, listening
 from plugin.settings import ListenerSettings
-from plugin.spool import Spool
+from plugin.spool import Spool, dataset_digest, digest_by_name
 from plugin.wire import ARENA
 
 PROVIDER, USER = 2, 0
@@ -114,13 +114,14 @@ def peer(listener: Listener, spool: Spool) -> Iterator[RawPeer]:
 
 
 def kept(spool: Spool) -> list[bytes]:
-    """What was acknowledged, oldest first; nothing half-written lies beside it, but for the empty file of what comes
-    next in an open association.
+    """What was acknowledged, oldest first, each named by its digest; nothing half-written lies beside it, but for the
+    empty file of what comes next in an open association.
     """
     paths = spool.arrivals(10_000)
     for path in set(spool.incoming.iterdir()) - set(paths):
         with suppress(FileNotFoundError):
             assert path.stat().st_size == 0
+    assert [digest_by_name(path) for path in paths] == [dataset_digest(path) for path in paths]
     return [path.read_bytes() for path in paths]
 
 

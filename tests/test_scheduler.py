@@ -1,10 +1,12 @@
 """The scheduler: whatever a cut leaves behind, the next tick makes good."""
 
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from peers import wait_until
 from plugin.arrival import read_arrival
 from plugin.bootstrap import Plugin
 from plugin.index import intake, overview
@@ -86,6 +88,24 @@ def test_a_large_arrival_is_taken_in_batches_before_anything_settles(plugin: Plu
     assert overview.overview(plugin.database)["series_by_state"] == {"receiving": 1}
     assert rounds.tick() is False
     assert overview.overview(plugin.database)["instances"] == BATCH + 10
+
+
+def test_arrivals_wait_for_others_only_while_others_come(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("plugin.scheduler.LOOK_SECONDS", 600.0)
+    plugin = Plugin(settings(tmp_path, settle={"tick_seconds": 600.0}))
+    plugin.database.upgrade()
+    stop = threading.Event()
+    running = threading.Thread(target=scheduler(plugin).run, args=(stop,))
+    running.start()
+    try:
+        for path in head_ct(tmp_path, slices=3):  # the first look is over when the first of them is placed
+            accept(plugin, [path])
+            wait_until(lambda: not plugin.spool.num_arrivals(), "the arrival to be indexed")
+    finally:
+        stop.set()
+        running.join()
+    assert placed(plugin) == 3
+    plugin.database.close()
 
 
 def test_work_is_announced_once_and_again_when_no_one_took_it(

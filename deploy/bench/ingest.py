@@ -9,7 +9,9 @@ acknowledgement, and it is done when the index has every instance. Orthanc is as
 has no index and no fsync. CPU is that of the server's processes, memory the sum of their peaks. Each ratio is the
 median over the rounds of instances/s against Orthanc.
 
-It needs 0.3 GB of disk for each run until its end: files that are removed in between would slow down the next run.
+It needs 0.3 GB of disk for each run until its end. Files that are removed in between would slow down the next run: for
+five minutes ext4 passes over the inodes of removed files, one by one, whenever a file is made near them (15 us become
+hundreds). Choose a --folder where little was removed.
 """
 
 import argparse
@@ -160,6 +162,10 @@ def is_open(port: int) -> bool:
         return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
+def ended(started: Sequence[subprocess.Popen]) -> bool:
+    return any(process.poll() is not None for process in started)
+
+
 @contextmanager
 def running(server: Server, folder: Path, port: int, environment: dict[str, str]) -> Iterator[list[int]]:
     """The process IDs of a server that takes associations."""
@@ -170,7 +176,9 @@ def running(server: Server, folder: Path, port: int, environment: dict[str, str]
             for command in server.commands(folder, port)
         ]
         try:
-            wait_until(lambda: is_open(port), f"{folder.name} to listen", every=0.1)
+            wait_until(lambda: is_open(port) or ended(started), f"{folder.name} to listen", every=0.1)
+            if ended(started):
+                raise RuntimeError(f"{folder.name} ended at once; why is in {folder}.log")
             time.sleep(2)  # the schedulers and garbage of the start
             yield [process.pid for process in started]
         finally:
@@ -262,8 +270,15 @@ def parse() -> argparse.Namespace:
     return parser.parse_args()
 
 
+def search_the_system_only() -> None:
+    """pynetdicom brings a storescp of its own: in an activated environment it would be found before dcmtk's."""
+    own = Path(sys.prefix) / "bin"
+    os.environ["PATH"] = os.pathsep.join(path for path in os.environ["PATH"].split(os.pathsep) if Path(path) != own)
+
+
 def main() -> int:
     options = parse()
+    search_the_system_only()
     if shutil.which("dcmsend") is None:
         console.print("dcmsend is missing (Debian: dcmtk)")
         return 1
