@@ -17,7 +17,7 @@ from pydicom.tag import BaseTag, Tag
 from hlip_core import headers
 from hlip_core.files import BoundedFile
 from plugin.elements import ENCODINGS, WINDOW, Encoding, Header, find, uid
-from plugin.part10 import NoPart10, read_meta
+from plugin.part10 import MAX_META_LENGTH, META_START, NoPart10, read_meta
 from plugin.sop_classes import CONTENT, OTHER_IMAGES
 from plugin.spool import check_uid, dataset_digest, digest_by_name
 
@@ -37,6 +37,11 @@ _KIND = sorted(_TAGS - {_IDENTITY["SOPInstanceUID"]})
 _BEHIND_ALL = range(0x3000, 0x7FE1)  # groups that none of them is in or behind: contours, functional groups, pixels
 MOST_READS = 200_000
 """What the full parser may ask of a header: tens of thousands of elements, some seconds. More is made to take long."""
+LONGEST_READ = WINDOW
+MOST_BYTES = 64 << 20
+"""None of the attributes is nearly so long, and what is not asked for is passed over: more is made to take memory."""
+HEAD = META_START + MAX_META_LENGTH + WINDOW
+"""Of a file: as much of its data set as was looked at when it came, or more."""
 
 
 @dataclass(frozen=True)
@@ -91,8 +96,8 @@ class Arrival:
         return number if number is not None and abs(number) < 2**31 else None
 
 
-def _walk(head: bytes, *, whole: bool, tags: frozenset[int] = _TAGS) -> Header | None:
-    """The attributes in `KEYWORDS` from a Part 10 file's first bytes; None where only a full parser can tell."""
+def _walk(head: bytes, *, tags: frozenset[int] = _TAGS) -> Header | None:
+    """The attributes in `KEYWORDS` from a Part 10 file's first `HEAD` bytes; None where only a full parser can tell."""
     try:
         meta = read_meta(head)
     except NoPart10:
@@ -100,14 +105,14 @@ def _walk(head: bytes, *, whole: bool, tags: frozenset[int] = _TAGS) -> Header |
     encoding = ENCODINGS.get(meta.transfer_syntax_uid)
     if encoding is None:
         return None
-    found = find(head[meta.end :], encoding, tags, whole=whole)
+    content = head[meta.end : meta.end + WINDOW]
+    found = find(content, encoding, tags, whole=len(head) < HEAD and meta.end + len(content) == len(head))
     return None if found is None else Header(found, encoding)
 
 
 def read_elements(source: BinaryIO) -> Header:
     """The attributes in `KEYWORDS` of a Part 10 file. Raises what pydicom raises on a broken one."""
-    head = source.read(WINDOW)
-    return _walk(head, whole=len(head) < WINDOW) or _parse(source)
+    return _walk(source.read(HEAD)) or _parse(source)
 
 
 class _Bounded:
@@ -116,14 +121,15 @@ class _Bounded:
     def __init__(self, source: BinaryIO) -> None:
         source.seek(0)
         self._read, self.seek, self.tell = source.read, source.seek, source.tell
-        self._left = MOST_READS
+        self._left, self._left_bytes = MOST_READS, MOST_BYTES
 
     def read(self, size: int = -1) -> bytes:
-        self._left -= 1
-        if self._left < 0:
-            raise ValueError("a header that does not end")
         if size < 0:  # all that is left: it is asked for only in order to inflate it
             raise ValueError("a deflated data set with a strange header")
+        self._left -= 1
+        self._left_bytes -= size
+        if self._left < 0 or self._left_bytes < 0 or size > LONGEST_READ:
+            raise ValueError("a header that does not end")
         return self._read(size)
 
 
@@ -211,11 +217,11 @@ def read_arrival(path: Path) -> Arrival:
         plugin.spool.UnsafeUid: one of its UIDs cannot be one.
     """
     with path.open("rb", buffering=0) as file:
-        head = file.read(WINDOW)
+        head = file.read(HEAD)
         size = os.fstat(file.fileno()).st_size
-        known = elements = _walk(head, whole=len(head) == size)
+        known = elements = _walk(head)
         if elements is None:
-            known = _walk(head, whole=len(head) == size, tags=_IDENTIFYING)
+            known = _walk(head, tags=_IDENTIFYING)
             elements = _parse_what_was_accepted(path, known)
         identity = Identity.from_elements((known or elements).found)
         return Arrival(

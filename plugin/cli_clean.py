@@ -68,7 +68,7 @@ def clean_orphans(plugin: Plugin, *, dry_run: bool) -> None:
     if dry_run:
         return
     for orphan in found:
-        orphans.settle(plugin.spool, orphan)
+        orphans.settle(plugin.spool, plugin.database, orphan)
 
 
 def _orphans_table(found: Iterable[orphans.Orphan]) -> Table:

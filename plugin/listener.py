@@ -92,13 +92,13 @@ class Listener:
 
     def start(self) -> None:
         """Listen in the background. Raises OSError where the address cannot be bound."""
-        self._spool.close_all_associations(self._prefix)
-        if swept := self._spool.sweep_incoming(older_than_seconds=STALE_SECONDS):
-            log.info("swept away what was not finished", files=swept)
         settings = self._settings
         family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
         self._server = socket.create_server((settings.host, settings.port), family=family, backlog=BACKLOG)
         self.port = self._server.getsockname()[1]
+        self._spool.close_all_associations(self._prefix)  # the port is ours: no one else of this name has any
+        if swept := self._spool.sweep_incoming(older_than_seconds=STALE_SECONDS):
+            log.info("swept away what was not finished", files=swept)
         self._acceptor = threading.Thread(target=self._accept, name="listener", daemon=True)
         self._acceptor.start()
         log.info("listening", ae_title=settings.ae_title, host=settings.host, port=self.port)

@@ -15,6 +15,7 @@ from plugin.index.database import Database
 from plugin.retention import PREPARED_SUFFIXES, remove_if_empty
 from plugin.spool import Spool
 
+LEFT_OVER = "left over by a removal"
 MIN_AGE_SECONDS = 86400.0
 """Younger things may be someone's work of this moment."""
 
@@ -67,7 +68,7 @@ def _instances(spool: Spool, database: Database) -> Iterator[Orphan]:
             if lies_here is None:
                 yield Orphan(path, "instance that the index does not know", "index again")
             elif not lies_here:
-                yield Orphan(path, "left over by a removal", "remove")
+                yield Orphan(path, LEFT_OVER, "remove")
 
 
 def _prepared(spool: Spool, database: Database) -> Iterator[Orphan]:
@@ -88,13 +89,24 @@ def _results(spool: Spool, database: Database) -> Iterator[Orphan]:
                 yield Orphan(path, "result that the index does not know", "remove")
 
 
-def settle(spool: Spool, orphan: Orphan) -> None:
+def settle(spool: Spool, database: Database, orphan: Orphan) -> None:
     """Do what is to be done with an orphan; one that is gone is no error."""
     if orphan.fate == "index again":
         spool.take_back(orphan.path)
     elif orphan.path.is_dir():
         remove_if_empty(orphan.path)
     else:
-        orphan.path.unlink(missing_ok=True)
+        if orphan.what != LEFT_OVER:
+            orphan.path.unlink(missing_ok=True)
+        else:
+            _unlink_unless_back(database, orphan.path)
         if any(root in orphan.path.parent.parents for root in _of_studies(spool)):
             remove_if_empty(orphan.path.parent)
+
+
+def _unlink_unless_back(database: Database, path: Path) -> None:
+    """It may have been sent again since it was found."""
+    series = path.parent
+    with index.known_and_held(database, "instances", series.parent.name) as rows:
+        if rows.get((series.name, path.stem)) is False:
+            path.unlink(missing_ok=True)

@@ -6,7 +6,7 @@ Whatever a tick leaves undone, the next one does: it keeps no state that a resta
 import gc
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,12 +18,12 @@ from plugin.arrival import Arrival, Kind, read_arrival
 from plugin.audit import Trail
 from plugin.index import future, intake, leases, settling
 from plugin.index.database import Database
-from plugin.index.intake import Fate, Intake
+from plugin.index.intake import Fate, Intake, NotTaken
 from plugin.retention import Retention
 from plugin.routing import route
 from plugin.sections_archive import LONGEST_RETRY_AFTER_SECONDS
 from plugin.settings import Settings
-from plugin.spool import Spool
+from plugin.spool import OpenStudies, Spool
 
 log = structlog.get_logger("hlip.scheduler")
 
@@ -62,16 +62,15 @@ class Scheduler:
         gc.freeze()  # what was imported stays: the collector need not look at it again with every batch
         while not stop.is_set():
             try:
-                full = self.index_arrivals() == BATCH
-                if time.monotonic() >= next_tick:
-                    self.settle_and_announce(full=full)
+                is_due = time.monotonic() >= next_tick
+                full = self.tick() if is_due else self.index_arrivals() == BATCH
+                if is_due:
                     next_tick = time.monotonic() + self.settings.settle.tick_seconds
+                if not full:
+                    self._await_arrivals(stop)
             except OSError as error:  # IndexUnavailable among them
                 log.error("the index or the spool is away", cause=type(error).__name__, errno=error.errno)
                 stop.wait(AWAY_SECONDS)
-                continue
-            if not full:
-                self._await_arrivals(stop)
 
     def _await_arrivals(self, stop: threading.Event) -> None:
         """Let arrivals gather while more of them come."""
@@ -85,15 +84,13 @@ class Scheduler:
 
     def tick(self) -> bool:
         """One round; True when more arrivals wait already."""
+        cap_seconds = self.settings.settle.association_cap_seconds
+        # looked at before the arrivals: all that an association sent which has ended since is among them
+        open_studies = self.spool.open_studies(cap_seconds=cap_seconds)
         full = self.index_arrivals() == BATCH
-        self.settle_and_announce(full=full)
-        return full
-
-    def settle_and_announce(self, *, full: bool = False) -> None:
-        """What follows from the index; nothing settles while more arrivals wait."""
         self._bring_back_the_future()
-        if not full:
-            self.settle()
+        if not full:  # nothing settles while more arrivals wait
+            self.settle(open_studies)
             self.retention.step(self._open_studies)
         given_up = leases.give_up(self.database, max_attempts=self.settings.workers.max_attempts)
         if given_up:
@@ -101,6 +98,7 @@ class Scheduler:
             metrics.GIVEN_UP.inc(given_up)
         self.announce()
         metrics.TICKED.set_to_current_time()
+        return full
 
     # ---- arrivals --------------------------------------------------------------------------------------
 
@@ -124,11 +122,26 @@ class Scheduler:
             for arrival in arrivals
         ]
         if batch:
-            fates = intake.add_instances(self.database, batch)
-            for item, fate in zip(batch, fates, strict=True):
+            for item, fate in self._add(batch):
                 self._put_away(item.arrival, fate)
                 metrics.INDEXED.labels(fate.name.lower()).inc()
         return len(paths)
+
+    def _add(self, batch: Sequence[Intake]) -> Iterator[tuple[Intake, Fate]]:
+        """What becomes of each. One that the database takes for wrong is set aside by itself."""
+        try:
+            yield from zip(batch, intake.add_instances(self.database, batch), strict=True)
+        except NotTaken as error:
+            if len(batch) == 1:
+                self._set_aside_unread(batch[0].arrival.path, cause=str(error))
+                return
+            for item in batch:
+                yield from self._add([item])
+
+    def _set_aside_unread(self, path: Path, *, cause: str) -> None:
+        metrics.INDEXED.labels("unreadable").inc()
+        log.error("unreadable arrival set aside", file=path.name, cause=cause)
+        self.spool.set_aside(path, "unreadable", path.stem, "")
 
     def _read(self, path: Path) -> Arrival | None:
         """An arrival that the listener could read and we cannot is kept apart, so that it does not block the rest.
@@ -140,9 +153,7 @@ class Scheduler:
         except MALFORMED as error:
             if isinstance(error, OSError) and error.errno is not None:
                 raise
-            metrics.INDEXED.labels("unreadable").inc()
-            log.error("unreadable arrival set aside", file=path.name, cause=type(error).__name__)
-            self.spool.set_aside(path, "unreadable", path.stem, "")
+            self._set_aside_unread(path, cause=type(error).__name__)
             return None
 
     def _priority(self, arrival: Arrival) -> int:
@@ -163,11 +174,10 @@ class Scheduler:
 
     # ---- settling and announcing -----------------------------------------------------------------------
 
-    def settle(self) -> None:
+    def settle(self, open_studies: OpenStudies) -> None:
         if not settling.has_unsettled(self.database):
             return
         rules = self.settings.settle
-        open_studies = self.spool.open_studies(cap_seconds=rules.association_cap_seconds)
         settling.settle_series(self.database, quiet_seconds=rules.series_quiet_seconds, open_studies=open_studies)
         settling.prepare_again(self.database)
         settling.settle_studies(self.database, quiet_seconds=rules.study_quiet_seconds, open_studies=open_studies)

@@ -170,11 +170,21 @@ class Spool:
 
     def mark_series(self, association: str, *, study_instance_uid: str, series_instance_uid: str) -> None:
         """Note which series an open association sends; its study is not complete while that lasts."""
-        (self.associations / association / study_instance_uid).write_text(series_instance_uid)
+        marker = self.associations / association / study_instance_uid
+        try:
+            marker.write_text(series_instance_uid)
+        except FileNotFoundError:  # someone removed it under us
+            self.open_association(association)
+            marker.write_text(series_instance_uid)
 
-    def touch_study(self, association: str, study_instance_uid: str) -> None:
+    def touch_study(self, association: str, *, study_instance_uid: str, series_instance_uid: str) -> None:
         """Note that the association still sends the series that it sent last."""
-        os.utime(self.associations / association / study_instance_uid)
+        try:
+            os.utime(self.associations / association / study_instance_uid)
+        except FileNotFoundError:
+            self.mark_series(
+                association, study_instance_uid=study_instance_uid, series_instance_uid=series_instance_uid
+            )
 
     def close_association(self, association: str) -> None:
         shutil.rmtree(self.associations / association, ignore_errors=True)
@@ -237,8 +247,11 @@ class Spool:
 
     def _remove_empty(self, study: Path) -> None:
         with suppress(OSError):  # not empty after all, or gone
-            for series in study.iterdir():
-                series.rmdir()
+            for entry in study.iterdir():
+                if entry.is_dir():
+                    entry.rmdir()
+                else:  # of a fetch that lost its claim, and did not know it yet
+                    entry.unlink()
             study.rmdir()
 
     def instance_path(self, study_uid: str, series_uid: str, sop_uid: str) -> Path:

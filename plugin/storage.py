@@ -79,7 +79,7 @@ class Sender:
             self._spool.mark_series(self.name, study_instance_uid=study_uid, series_instance_uid=series_uid)
             self._series[study_uid] = series_uid
         elif now - self._touched[study_uid] >= TOUCH_SECONDS:
-            self._spool.touch_study(self.name, study_uid)
+            self._spool.touch_study(self.name, study_instance_uid=study_uid, series_instance_uid=series_uid)
         else:
             return
         self._touched[study_uid] = now
@@ -160,7 +160,7 @@ class Receiving:
     def add(self, fragment: Bytes) -> None:
         """A fragment of the data set; it must not change before the next `flush` or `finish`."""
         self.size += len(fragment)
-        if self.size > self._storage.max_object_bytes:
+        if self._status is None and self.size > self._storage.max_object_bytes:
             self._refuse(OUT_OF_RESOURCES, "the object is longer than listener.max_object_gigabytes")
         if self._status is None:
             self._fragments.append(fragment)

@@ -29,6 +29,7 @@ from pydicom.uid import (
 )
 from pynetdicom import AE, build_context, evt
 from pynetdicom.sop_class import StorageCommitmentPushModel, Verification  # type: ignore[attr-defined]
+from structlog.testing import capture_logs
 
 from associations import (
     ABORT,
@@ -51,6 +52,7 @@ from plugin.handover import Service
 from plugin.listener import Listener, listening
 from plugin.settings import ListenerSettings
 from plugin.spool import Spool, dataset_digest, digest_by_name
+from plugin.storage import Sender, Storage
 from plugin.wire import ARENA
 
 PROVIDER, USER = 2, 0
@@ -515,6 +517,28 @@ def test_an_object_over_the_limit_is_refused_and_the_next_is_taken(tmp_path: Pat
         assert raw.status() == 0xA700
         assert kept(spool) == []
         assert stored(raw, spool, MESSAGE) == DATA_SET
+
+
+def test_an_object_over_the_limit_is_refused_once(tmp_path: Path) -> None:
+    spool = Spool(tmp_path)
+    storage = Storage(spool, max_object_bytes=100)
+    uids = {"sop_class_uid": CTImageStorage, "sop_instance_uid": SOP_INSTANCE_UID}
+    receiving = storage.receive(Sender(spool, "a"), **uids, transfer_syntax_uid=ExplicitVRLittleEndian)
+    with capture_logs() as said:
+        for _ in range(1000):
+            receiving.add(b"x")
+        assert receiving.finish() == 0xA700
+    assert len(said) == 1
+
+
+def test_a_second_listener_on_the_port_leaves_the_first_one_alone(tmp_path: Path) -> None:
+    spool = Spool(tmp_path)
+    with listening(ListenerSettings(port=0), spool) as running, RawPeer(running.port) as raw:
+        raw.associate()
+        stored(raw, spool, MESSAGE)
+        with pytest.raises(OSError, match="in use"):
+            Listener(ListenerSettings(port=running.port), spool).start()
+        assert spool.open_studies(cap_seconds=60).series == {"1.2.2"}
 
 
 def test_a_disk_that_is_nearly_full_refuses_until_there_is_room(tmp_path: Path) -> None:

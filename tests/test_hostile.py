@@ -29,6 +29,7 @@ from hlip_core.preprocessing import BRAIN_MRI, HEAD_CT
 from hlip_core.reasons import Reason
 from hostile_site import DEADLINE_SECONDS, NETWORK_SECONDS, Site
 from plugin.arrival import MOST_READS, find_identity, read_arrival, read_elements
+from plugin.elements import WINDOW
 from plugin.preparation import Job, prepare_series
 from plugin.sandbox import Sandbox
 from plugin.settings import RoutingRule
@@ -172,6 +173,36 @@ def test_a_header_without_end_is_given_up(tmp_path: Path) -> None:
     content = hostile.written([STRANGE, *many])
     with pytest.raises(ValueError, match="does not end"):
         read_elements(io.BytesIO(kept(tmp_path, content, ExplicitVRLittleEndian).read_bytes()))
+
+
+@pytest.mark.parametrize("value", [b"x", b"\\"])
+def test_a_giant_name_is_not_read(tmp_path: Path, value: bytes) -> None:
+    giant = [each for each in hostile.good("CT")[0][0] if each.tag < 0x00100020]
+    giant += [hostile.Element(0x00100020, b"UT", value * (8 << 20))]
+    giant += [each for each in hostile.good("CT")[0][0] if 0x00100020 < each.tag < 0x00201000]
+    path = kept(tmp_path, hostile.written(giant), ExplicitVRLittleEndian)
+    tracemalloc.start()
+    with pytest.raises(ValueError, match="does not end"):
+        read_arrival(path)
+    assert tracemalloc.get_traced_memory()[1] < 5e6
+    tracemalloc.stop()
+
+
+@pytest.mark.parametrize("left", [-20, 0, 1, 150, 300, 400])
+def test_listener_and_index_look_at_the_same_part_of_it(tmp_path: Path, left: int) -> None:
+    """The identifying attributes end so many bytes before the window does; others follow that a full parser takes."""
+    usual = [each for each in hostile.good("CT")[0][0] if each.tag <= 0x0020000E]
+    others = [hostile.Element(0x00080018, b"UI", b"9.9.9\0"), hostile.Element(0x0020000D, b"UI", b"6.6.6\0")]
+    last = hostile.Element(0x00200010, b"SH", b"1 ")
+    length = WINDOW - left - len(hostile.written([*usual, last])) - 12
+    filler = hostile.Element(0x00191001, b"UT", b" " * length)
+    content = hostile.written([*usual[:-2], filler, *usual[-2:], last, *others])
+    identity = find_identity(content[:WINDOW], ExplicitVRLittleEndian, whole=False)
+    assert (identity is None) == (left < 0)
+    if identity is not None:
+        arrival = read_arrival(kept(tmp_path, content, ExplicitVRLittleEndian))
+        assert arrival.study_instance_uid == identity.study_instance_uid == "1.2.1"
+        assert arrival.sop_instance_uid == identity.sop_instance_uid
 
 
 def test_an_instance_stays_what_it_was_acknowledged_as(tmp_path: Path) -> None:

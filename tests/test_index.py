@@ -3,6 +3,7 @@
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from plugin.index import future, intake, leases, outcomes, overview, settling
 from plugin.index.database import Database, IndexUnavailable, clock
 from plugin.index.intake import Fate, Intake
 from plugin.index.leases import Claim
-from plugin.index.tables import Base, Series, Study
+from plugin.index.tables import Base, Instance, Series, Study
 from plugin.spool import OpenStudies
 from road import head_ct
 
@@ -89,6 +90,19 @@ def test_a_batch_becomes_a_study_with_its_series(database: Database, tmp_path: P
     assert [(s["series_number"], s["instances"], s["state"]) for s in study["series"]] == [
         (2, 12, "receiving"), (3, 12, "receiving"),
     ]  # fmt: skip
+
+
+def test_an_instance_may_be_larger_than_two_gibibytes(database: Database, tmp_path: Path) -> None:
+    assert add(database, [replace(arrivals(tmp_path)[0], size=3 << 30)]) == [Fate.PLACE]
+    with database.read() as session:
+        assert session.scalar(select(Instance.size)) == 3 << 30
+
+
+def test_a_value_that_the_database_does_not_take_is_told(database: Database, tmp_path: Path) -> None:
+    if database.engine.dialect.name == "sqlite":
+        pytest.skip("SQLite takes what it is given")
+    with pytest.raises(intake.NotTaken):
+        add(database, [replace(arrivals(tmp_path)[0], size=1 << 63)])
 
 
 def test_the_same_instance_again_is_dropped(database: Database, tmp_path: Path) -> None:

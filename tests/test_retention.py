@@ -521,12 +521,26 @@ def test_orphans_are_indexed_again_or_go(site: Callable[..., Site], tmp_path: Pa
     (here.spool.instances / "1.5").mkdir()
     assert list(orphans.find(here.spool, here.database)) == []
     for orphan in list(orphans.find(here.spool, here.database, min_age_seconds=0)):
-        orphans.settle(here.spool, orphan)
+        orphans.settle(here.spool, here.database, orphan)
     assert not any(path.exists() for path in things)
     assert (here.files("instances"), here.files("prepared"), here.files("results")) == (0, 2, 1)
     assert len(here.spool.arrivals(9)) == 2
     here.scheduler.tick()
     assert len(overview.overview(here.database)["studies"]) == 3
+
+
+def test_what_comes_back_after_it_was_found_to_be_left_over_stays(either: Callable[..., Site], tmp_path: Path) -> None:
+    here = either(**SENT)
+    paths = head_ct(tmp_path)
+    here.report(*paths)
+    (item,) = index.due(here.database, "instances", days=AT_ONCE)
+    assert index.mark(here.database, item, days=AT_ONCE) is not None
+    found = list(orphans.find(here.spool, here.database, min_age_seconds=0))
+    assert [orphan.what for orphan in found].count(orphans.LEFT_OVER) == len(paths)
+    here.receive(paths[0])
+    for orphan in found:
+        orphans.settle(here.spool, here.database, orphan)
+    assert here.files("instances") == 1
 
 
 # ---- room ------------------------------------------------------------------------------------------------

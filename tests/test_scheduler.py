@@ -1,7 +1,7 @@
 """The scheduler: whatever a cut leaves behind, the next tick makes good."""
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -10,7 +10,8 @@ from peers import wait_until
 from plugin.arrival import read_arrival
 from plugin.bootstrap import Plugin
 from plugin.index import intake, overview
-from plugin.index.intake import Intake
+from plugin.index.database import Database
+from plugin.index.intake import Fate, Intake, NotTaken
 from plugin.scheduler import BATCH, RING_AGAIN_SECONDS, Scheduler
 from road import head_ct, settings
 
@@ -106,6 +107,77 @@ def test_arrivals_wait_for_others_only_while_others_come(tmp_path: Path, monkeyp
         running.join()
     assert placed(plugin) == 3
     plugin.database.close()
+
+
+def test_a_folder_that_cannot_be_looked_into_is_looked_into_again(
+    plugin: Plugin, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("plugin.scheduler.AWAY_SECONDS", 0.05)
+    look, failed = plugin.spool.num_arrivals, threading.Event()
+
+    def fails_once() -> int:
+        if not failed.is_set():
+            failed.set()
+            raise OSError(24, "Too many open files")
+        return look()
+
+    monkeypatch.setattr(plugin.spool, "num_arrivals", fails_once)
+    stop = threading.Event()
+    running = threading.Thread(target=scheduler(plugin).run, args=(stop,))
+    running.start()
+    try:
+        assert failed.wait(30)
+        accept(plugin, head_ct(tmp_path))
+        wait_until(lambda: placed(plugin) == 12, "the arrivals to be indexed")
+    finally:
+        stop.set()
+        running.join()
+
+
+def test_one_that_the_database_does_not_take_is_set_aside_alone(
+    plugin: Plugin, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wrong = accept(plugin, head_ct(tmp_path))[3]
+    add = intake.add_instances
+
+    def takes_all_but_one(database: Database, batch: Sequence[Intake]) -> list[Fate]:
+        if any(item.arrival.path == wrong for item in batch):
+            raise NotTaken("out of range")
+        return add(database, batch)
+
+    monkeypatch.setattr(intake, "add_instances", takes_all_but_one)
+    scheduler(plugin).tick()
+    assert placed(plugin) == 11 and plugin.spool.arrivals(1) == []
+    assert len(list(plugin.spool.conflicting.rglob("*.dcm"))) == 1
+
+
+def test_what_a_study_gets_while_it_is_looked_at_is_waited_for(
+    plugin: Plugin, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The arrivals are listed; the last of the study comes, and its association ends; then it is judged."""
+    paths = head_ct(tmp_path)
+    accept(plugin, paths[:6])
+    arrival = read_arrival(paths[0])
+    series = {
+        "study_instance_uid": arrival.study_instance_uid,
+        "series_instance_uid": arrival.series_instance_uid,
+    }
+    plugin.spool.mark_series("a", **series)
+    listed = plugin.spool.arrivals
+
+    def then_the_rest_comes(limit: int) -> list[Path]:
+        found = listed(limit)
+        accept(plugin, paths[6:])
+        plugin.spool.close_association("a")
+        return found
+
+    monkeypatch.setattr(plugin.spool, "arrivals", then_the_rest_comes)
+    scheduler(plugin).tick()
+    assert placed(plugin) == 6
+    assert overview.overview(plugin.database)["series_by_state"] == {"receiving": 1}
+    monkeypatch.undo()
+    scheduler(plugin).tick()
+    assert overview.overview(plugin.database)["series_by_state"] == {"ready": 1}
 
 
 def test_work_is_announced_once_and_again_when_no_one_took_it(

@@ -67,8 +67,24 @@ def test_a_silent_association_does_not_hold_a_study_for_ever(spool: Spool) -> No
     os.utime(spool.associations / "a" / "1.1", (long_ago, long_ago))
     assert spool.open_studies(cap_seconds=120).studies
     assert not spool.open_studies(cap_seconds=60).studies
-    spool.touch_study("a", "1.1")
+    spool.touch_study("a", study_instance_uid="1.1", series_instance_uid="1.1.1")
     assert spool.open_studies(cap_seconds=60).studies
+
+
+def test_an_association_whose_markers_were_removed_has_them_again(spool: Spool) -> None:
+    for note in (spool.mark_series, spool.touch_study):
+        spool.close_association("a")
+        note("a", study_instance_uid="1.1", series_instance_uid="1.1.1")
+        assert spool.open_studies(cap_seconds=60).series == {"1.1.1"}
+
+
+def test_what_a_late_fetch_left_in_a_fetched_study_holds_nothing_open(spool: Spool) -> None:
+    study = spool.fetched / "1" / "1.2"
+    (study / "1.2.1").mkdir(parents=True)
+    (study / "00000000000000000001-a.dcm").write_bytes(b"late")
+    assert spool.open_studies(cap_seconds=60).studies
+    assert spool.fetched_arrivals(10) == []
+    assert not spool.open_studies(cap_seconds=60).studies
 
 
 def test_markers_of_a_killed_listener_go_when_it_comes_back(spool: Spool) -> None:

@@ -203,7 +203,7 @@ def _sweep(books: Books, spool: Spool, database: Database) -> None:
             books.wrong("lost", 1, f"{orphan.what}: {orphan.path.name}")
         elif orphan.path.is_file():
             books.debris += 1
-        orphans.settle(spool, orphan)
+        orphans.settle(spool, database, orphan)
     for left in _unfinished(spool):
         books.wrong("in_progress", 1, f"left over that no sweep takes: {spool.relative(left)}")
 

@@ -6,6 +6,7 @@ from enum import Enum, auto
 from typing import Any
 
 from sqlalchemy import Select, insert, select, update
+from sqlalchemy.exc import DataError
 from sqlalchemy.orm import Session
 
 from hlip_core.reasons import Reason
@@ -211,10 +212,22 @@ class _Batch:
         return Fate.PLACE
 
 
+class NotTaken(ValueError):
+    """The database takes a value of the batch for wrong, and will not take it another time either."""
+
+
 def add_instances(database: Database, batch: Sequence[Intake]) -> list[Fate]:
-    """Index a batch in one transaction; what is to become of each file, in the same order."""
-    with database.write() as session:
-        rows = _Batch(session, batch)
-        fates = [rows.add(intake) for intake in batch]
-        rows.write()
-        return fates
+    """Index a batch in one transaction; what is to become of each file, in the same order.
+
+    Raises:
+        NotTaken: nothing of it was indexed.
+        plugin.index.database.IndexUnavailable: the same, for now.
+    """
+    try:
+        with database.write() as session:
+            rows = _Batch(session, batch)
+            fates = [rows.add(intake) for intake in batch]
+            rows.write()
+            return fates
+    except DataError as error:
+        raise NotTaken(type(error.orig).__name__) from None

@@ -5,7 +5,8 @@ files go. A kill in between leaves a removal without an end, which is taken up a
 something still waits for: `KEPT` is the table.
 """
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -330,9 +331,21 @@ def acknowledge(database: Database, study_instance_uid: str) -> bool:
 def known(database: Database, kind: str, study_instance_uid: str) -> dict[tuple[str, str], bool]:
     """What the index knows of a study, by the SeriesInstanceUID and the name of `Marked`, and whether it lies here."""
     with database.read() as session:
-        study_id = session.scalar(select(Study.id).where(Study.study_instance_uid == study_instance_uid))
-        if study_id is None:
-            return {}
-        rows = _rows(kind, study_id)
-        found = session.execute(_named(rows).add_columns(rows.removed_at))
-        return {(row[1], row[2]): row[3] is None for row in found}
+        return _known(session, kind, select(Study.id).where(Study.study_instance_uid == study_instance_uid))
+
+
+@contextmanager
+def known_and_held(database: Database, kind: str, study_instance_uid: str) -> Iterator[dict[tuple[str, str], bool]]:
+    """The same, and it stays so for as long as the context is open: nothing of the study comes or goes."""
+    with database.write() as session:
+        chosen = select(Study.id).where(Study.study_instance_uid == study_instance_uid)
+        yield _known(session, kind, chosen.with_for_update())
+
+
+def _known(session: Session, kind: str, study: Select[int]) -> dict[tuple[str, str], bool]:
+    study_id = session.scalar(study)
+    if study_id is None:
+        return {}
+    rows = _rows(kind, study_id)
+    found = session.execute(_named(rows).add_columns(rows.removed_at))
+    return {(row[1], row[2]): row[3] is None for row in found}

@@ -98,7 +98,7 @@ class Instance(Base):
     digest: Mapped[str] = mapped_column(String(64))
     patient_digest: Mapped[str] = mapped_column(String(64))
     is_content: Mapped[bool]
-    size: Mapped[int]
+    size: Mapped[int] = mapped_column(BigInteger)
     received_at: Mapped[float]
     removed_at: Mapped[float | None]
     """Its file is gone since then, or is just going; None again when the same instance comes back."""

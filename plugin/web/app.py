@@ -91,6 +91,8 @@ def create_app(plugin: "Plugin") -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        if stow is not None:
+            stow.start()
         async with app.state.watch.running():
             yield
         if stow is not None:

@@ -70,7 +70,10 @@ class Stow:
         self._max_bytes = int(settings.max_request_gigabytes * 1e9)
         self._open = 0
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="stow")
-        spool.close_all_associations(prefix)
+
+    def start(self) -> None:
+        """Once the port is ours: forget the requests that were open when a process of the same name was killed."""
+        self._spool.close_all_associations(self._prefix)
 
     def close(self) -> None:
         """Wait for what is being written."""

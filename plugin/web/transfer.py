@@ -270,7 +270,7 @@ class _Marks:
             series_uid = identity.series_instance_uid
             self._spool.mark_series(self._association, study_instance_uid=study_uid, series_instance_uid=series_uid)
         elif now - touched >= TOUCH_SECONDS:
-            self._spool.touch_study(self._association, study_uid)
+            self._spool.touch_study(self._association, study_instance_uid=study_uid, series_instance_uid=series_uid)
         else:
             return
         self._sending[study_uid] = series_uid, now
