@@ -90,10 +90,10 @@ def listen(config: Config = None) -> None:
 
 @app.command()
 def web(config: Config = None) -> None:
-    """Run the web server alone: STOW-RS (POST /dicom-web/studies) into the spool, and /healthz.
+    """Run the web server alone: the page, STOW-RS (POST /dicom-web/studies), /healthz, /readyz and /metrics.
 
-    STOW-RS needs no database and no broker. On 127.0.0.1:8080 it serves this machine; for others set `web.host` and a
-    `web.stow_token`, which senders show as `Authorization: Bearer TOKEN`.
+    STOW-RS goes into the spool, and needs no database and no broker. On 127.0.0.1:8080 it serves this machine; for
+    others set `web.host` and a `web.stow_token`, which senders show as `Authorization: Bearer TOKEN`.
     """
     from plugin import roles
 

@@ -99,7 +99,8 @@ def scan(
 
     The texts for --body-part, --description, --series-description and --station are regular expressions in any case;
     what the PACS does not tell excludes nothing. Killed or stopped (Ctrl-C), the same command goes on where it was.
-    Studies that are in the index already are not analysed twice. Needs a running `hlip serve` on the same data folder.
+    Studies that are in the index already are not analysed twice. Needs a running `hlip serve` (or its roles: schedule,
+    work, as units or containers) on the same data folder.
 
         hlip archive scan --from 2023-01-01 --to 2023-12-31 --body-part head --dry-run
 

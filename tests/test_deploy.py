@@ -38,6 +38,7 @@ DOCUMENTS = (
     "OPERATE.md",
     "CONFORMANCE.md",
     "kubernetes/README.md",
+    "hlip.sh",
     "compose.yaml",
     "compose.env.example",
 )
@@ -119,9 +120,9 @@ def filled(value: str, variables: dict[str, str]) -> str:
         name, operator, default = found["name"], found["operator"], found["default"] or ""
         if operator == ":?":
             assert variables.get(name), f"{name} is needed and compose.env.example does not have it"
-        return variables.get(name) or default.replace("\\}", "}")
+        return variables.get(name) or default
 
-    return re.sub(r"\$\{(?P<name>\w+)(?P<operator>:[-?])?(?P<default>(?:\\\}|[^}])*)\}", put, value)
+    return re.sub(r"\$\{(?P<name>\w+)(?P<operator>:[-?])?(?P<default>[^}]*)\}", put, value)
 
 
 def example() -> dict[str, str]:
@@ -241,8 +242,9 @@ def test_pods_are_commands_with_good_settings_and_no_rights(
         ((_, reference),) = row.items()
         variables |= by_name[reference["name"]][sources[reference["name"]]]
     variables |= {row["name"]: row["value"] for row in container.get("env", ())}
-    settings = settings_of(variables, monkeypatch) if container["args"] != ["listen"] else None
-    assert settings is None or settings.index_url.startswith("postgresql")
+    settings = settings_of(variables, monkeypatch)
+    has_secrets = any("secretRef" in row for row in container["envFrom"])
+    assert has_secrets == (container["args"] != ["listen"]) == settings.index_url.startswith("postgresql")
     assert pod["securityContext"]["runAsNonRoot"] and not pod["automountServiceAccountToken"]
     assert container["securityContext"] == {
         "allowPrivilegeEscalation": False, "readOnlyRootFilesystem": True, "capabilities": {"drop": ["ALL"]},
@@ -326,7 +328,8 @@ def test_units_are_good(units: Path) -> None:
 
 def test_units_are_hardened(units: Path) -> None:
     tool = needs("systemd-analyze", "systemd")
-    for name in ("hlip-listen.service", "hlip-prepare@0.service", "hlip-analyse@0.service"):
+    names = ("hlip-listen.service", "hlip-prepare@0.service", "hlip-analyse@0.service", "orthanc-forward.service")
+    for name in names:
         command = [tool, "security", "--offline=true", f"--root={units}", "--threshold=25", "--no-pager", name]
         checked = subprocess.run(command, capture_output=True, text=True, check=False)
         assert checked.returncode == 0, checked.stdout
@@ -343,6 +346,15 @@ def test_units_run_every_role_and_every_queue() -> None:
     assert {word for row in words for word in row if word in WORK_QUEUES} == set(WORK_QUEUES)
 
 
+def test_commands_have_the_settings_of_the_units() -> None:
+    drop_in = (DEPLOY / "systemd" / "hlip-.service.d" / "50-hardening.conf").read_text()
+    script = (DEPLOY / "hlip.sh").read_text()
+    (environment,) = re.findall(r"^Environment=(.*)$", drop_in, re.MULTILINE)
+    assert set(re.findall(r" -E (\S+)", script)) == set(environment.split()) - {"HLIP_LOG__FORMAT=json"}
+    (secrets,) = re.findall(r"^EnvironmentFile=.*$", drop_in, re.MULTILINE)
+    assert f"-p {secrets} " in script and "--uid=hlip " in script and '/opt/hlip/bin/hlip "$@"' in script
+
+
 def test_image_is_made_of_what_there_is_and_runs_as_nobody() -> None:
     text = (DEPLOY / "container" / "Dockerfile").read_text()
     copied = [name for row in re.findall(r"^COPY (?!--from)(.*)$", text, re.MULTILINE) for name in row.split()[:-1]]
@@ -352,5 +364,6 @@ def test_image_is_made_of_what_there_is_and_runs_as_nobody() -> None:
     assert re.findall(r"^USER (.*)$", text, re.MULTILINE) == ["10001:10001"]
     (torch,) = re.findall(r'^ARG TORCH="(.*)"$', text, re.MULTILINE)
     assert f"TORCH ?= {torch}\n" in (ROOT / "Makefile").read_text()
+    assert f"pip install {torch}\n" in (DEPLOY / "INSTALL.md").read_text()
     environment = dict(re.findall(r"(HLIP_\w+)=(\S+)", text))
     assert all(is_setting(name) for name in environment)

@@ -13,7 +13,7 @@ from hlip_core.errors import HlipError
 
 def pretrain(
     config: Annotated[
-        Path, typer.Argument(help="A TOML file, or one that comes along: demo, brain-mri, head-ct, joint.")
+        Path, typer.Argument(help="A TOML file, or one that comes along: demo, brain-mri, head-ct, joint, ablation.")
     ],
     out: Annotated[Path | None, typer.Option("--out", "-o", help="The run's folder; runs/NAME if not set.")] = None,
     change: Annotated[
