@@ -48,7 +48,7 @@ if TYPE_CHECKING:
     from hlip_core.relevance import Look
     from hlip_core.volume import PreparedScan
 
-__all__ = ["Assessment", "Bundle", "FindingScore", "Location", "Status", "load_bundle", "write_bundle"]
+__all__ = ["Assessment", "Bundle", "FindingScore", "Location", "SiteThreshold", "Status", "load_bundle", "write_bundle"]
 
 FORMAT = 1
 CONFIG, DIGESTS, CARD = "config.json", "digests.json", "MODEL_CARD.md"
@@ -58,6 +58,8 @@ TOKENIZER = "tokenizer"
 NEEDED = (CONFIG, WEIGHTS, FINDINGS, EMBEDDINGS, CALIBRATION, CARD)
 
 Status = Literal["untrained", "phantom", "trained"]
+SiteThreshold = float | Literal["off"]
+"""What a site sets for a finding; "off": it is not assessed, whatever the calibration says."""
 PRECISIONS = {"fp32": None, "bf16": "bfloat16", "fp16": "float16"}
 
 
@@ -155,7 +157,7 @@ class Bundle:
         self,
         scans: Sequence[PreparedScan],
         *,
-        thresholds: Mapping[str, float] | None = None,
+        thresholds: Mapping[str, SiteThreshold] | None = None,
         device: str = "cpu",
     ) -> Assessment:
         """What the model says about a study.
@@ -205,15 +207,22 @@ class Bundle:
             raise InputError(f"{count} model scans; this bundle takes 1 to {self.max_scans}")
         return np.concatenate([model_scans(scan, self.preprocessing) for scan in scans])
 
-    def thresholds(self, site: Mapping[str, float]) -> dict[str, float | None]:
+    def thresholds(self, site: Mapping[str, SiteThreshold]) -> dict[str, float | None]:
         """The threshold of each finding: the site's, else the calibration's, else None.
 
-        Raises :class:`InputError` for labels of the site that the bundle does not have.
+        Raises :class:`InputError` for labels that the bundle does not have, and for what no probability reaches.
         """
         if unknown := set(site) - set(self.findings.labels):
             raise InputError(f"thresholds for findings that the bundle does not have: {', '.join(sorted(unknown))}")
+        if beyond := [
+            label for label, limit in site.items() if limit != "off" and limit > 1 and label in self.calibrations
+        ]:
+            raise InputError(
+                f'no probability is above 1; write "off" for what is not to be assessed: {", ".join(beyond)}'
+            )
         own = {label: row.threshold for label, row in self.calibrations.items()}
-        return {label: site.get(label, own.get(label)) for label in self.findings.labels}
+        chosen = {label: site.get(label, own.get(label)) for label in self.findings.labels}
+        return {label: None if limit == "off" else limit for label, limit in chosen.items()}
 
     def _score(
         self, label: str, embedding: np.ndarray, threshold: float | None, look: Look, scans: Sequence[PreparedScan]

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -21,7 +21,7 @@ from plugin.spool import write_durably
 from plugin.study import SeriesView, StudyView
 
 if TYPE_CHECKING:
-    from hlip_core.bundle import Assessment, Bundle, Location
+    from hlip_core.bundle import Assessment, Bundle, Location, SiteThreshold
 
 # ---- one study ---------------------------------------------------------------------------------------------
 
@@ -85,13 +85,19 @@ class NothingToSay(Exception):
 
 
 def fates(study: StudyView, scans: Mapping[str, PreparedScan], bundle: "Bundle") -> tuple[SeriesFate, ...]:
-    """What becomes of each series; of more prepared scans than the model takes, the least preferred are left out.
+    """What becomes of each series; of more prepared scans than the model takes, the least preferred are left out."""
+    used = {scan.series_instance_uid for scan in preferred(scans.values(), bundle)}
+    return tuple(
+        _fate(series, scans.get(series.series_instance_uid), used)
+        for series in study.series
+        if series.state in (SeriesState.PREPARED, SeriesState.REFUSED)
+    )
 
-    Preferred are axial series, then those with more slices, then the lower SeriesNumber.
-    """
-    windows = len(bundle.preprocessing.windows)
+
+def preferred(scans: Iterable[PreparedScan], bundle: "Bundle") -> list[PreparedScan]:
+    """As many as the model takes: axial series, then those with more slices, then the lower SeriesNumber."""
     best_first = sorted(
-        scans.values(),
+        scans,
         key=lambda scan: (
             scan.orientation != "axial",
             -scan.num_instances,
@@ -100,12 +106,7 @@ def fates(study: StudyView, scans: Mapping[str, PreparedScan], bundle: "Bundle")
             scan.series_instance_uid,
         ),
     )
-    used = {scan.series_instance_uid for scan in best_first[: max(1, bundle.max_scans // windows)]}
-    return tuple(
-        _fate(series, scans.get(series.series_instance_uid), used)
-        for series in study.series
-        if series.state in (SeriesState.PREPARED, SeriesState.REFUSED)
-    )
+    return best_first[: max(1, bundle.max_scans // len(bundle.preprocessing.windows))]
 
 
 def _fate(series: SeriesView, scan: PreparedScan | None, used: set[str]) -> SeriesFate:
@@ -125,7 +126,7 @@ def _fate(series: SeriesView, scan: PreparedScan | None, used: set[str]) -> Seri
 
 
 def inputs_digest(
-    study: StudyView, fate_rows: Sequence[SeriesFate], bundle: "Bundle", thresholds: Mapping[str, float]
+    study: StudyView, fate_rows: Sequence[SeriesFate], bundle: "Bundle", thresholds: Mapping[str, "SiteThreshold"]
 ) -> str:
     """SHA-256 over everything that can change what is said: while it stands, so does the revision."""
     canonical = {
@@ -164,7 +165,7 @@ def analyse_study(
     bundle: "Bundle",
     *,
     fate_rows: Sequence[SeriesFate],
-    thresholds: Mapping[str, float],
+    thresholds: Mapping[str, "SiteThreshold"],
     device: str,
     installation_uid: str,
     results: ResultsSettings,

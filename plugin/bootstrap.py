@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import pydicom
 import structlog
 
+from hlip_core.errors import InputError
 from plugin.settings import LogSettings, Settings
 from plugin.spool import Spool
 
@@ -180,7 +181,7 @@ class Plugin:
 
         Raises:
             hlip_core.errors.BundleError: it cannot be loaded.
-            ValueError: a threshold of the settings names no finding of it.
+            ValueError: a threshold of the settings names no finding of it, or is none.
         """
         from hlip_core.bundle import load_bundle
 
@@ -191,6 +192,10 @@ class Plugin:
                 f"thresholds for {', '.join(unknown)}, which {bundle.name} does not know; "
                 f"it knows {', '.join(sorted(labels))}"
             )
+        try:
+            bundle.thresholds(self.settings.thresholds)
+        except InputError as error:
+            raise ValueError(f"settings, [thresholds]: {error}") from None
         for receiver in self.settings.signals:
             named = receiver.findings if isinstance(receiver.findings, tuple) else ()
             if unknown := sorted(set(named) - labels):

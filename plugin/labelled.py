@@ -13,6 +13,7 @@ from hlip_core.bundle import Bundle
 from hlip_core.calibration_findings import Truth
 from hlip_core.errors import InputError, Refused
 from hlip_core.volume import PreparedScan, open_series, prepare
+from plugin.analysis import preferred
 from plugin.folder import read_folder
 
 __all__ = ["read_truth", "study_vectors"]
@@ -56,8 +57,11 @@ def study_vectors(
     """
     if embeddings and embeddings.exists():
         with safe_open(embeddings, framework="numpy") as file:
-            if (file.metadata() or {}).get("weights_digest") != bundle.weights_digest:
-                raise InputError(f"{embeddings.name} was not made with the weights of this bundle")
+            if (file.metadata() or {}).get("encoder_digest") != bundle.encoder_digest:
+                raise InputError(
+                    f"{embeddings.name} was not made by this bundle's encoder (weights, preprocessing, precision); "
+                    "remove it, and give the studies"
+                )
             return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
     if studies is None:
         raise InputError("give the studies (DICOM), or a file of embeddings that exists")
@@ -66,12 +70,12 @@ def study_vectors(
         if scans := _prepare_study(studies / name, bundle):
             vectors[name] = bundle.assess(scans, device=device).embedding
     if embeddings:
-        save_file(vectors, embeddings, metadata={"weights_digest": bundle.weights_digest})
+        save_file(vectors, embeddings, metadata={"encoder_digest": bundle.encoder_digest})
     return vectors
 
 
 def _prepare_study(folder: Path, bundle: Bundle) -> list[PreparedScan]:
-    """The series of one study that the bundle can use."""
+    """The series of one study that the bundle can use; of more than it takes those that it would take at work."""
     by_study, _ = read_folder([folder], lambda *_: None)
     series: dict[str, list[Path]] = {}
     for arrivals in by_study.values():
@@ -83,4 +87,4 @@ def _prepare_study(folder: Path, bundle: Bundle) -> list[PreparedScan]:
             scans.append(prepare(open_series(paths), bundle.preprocessing))
         except Refused:
             continue
-    return scans[: bundle.max_scans // len(bundle.preprocessing.windows)]
+    return preferred(scans, bundle)

@@ -5,6 +5,7 @@ themselves are in `plugin.sections` (this machine) and `plugin.sections_network`
 """
 
 from pathlib import Path
+from typing import Literal
 
 from pydantic import model_validator
 from pydantic_settings import (
@@ -101,7 +102,7 @@ class Settings(BaseSettings):
     settle: SettleSettings = SettleSettings()
     routing: RoutingSettings = RoutingSettings()
     model: ModelSettings = ModelSettings()
-    thresholds: dict[str, float] = {}
+    thresholds: dict[str, float | Literal["off"]] = {}
     results: ResultsSettings = ResultsSettings()
     delivery: DeliverySettings = DeliverySettings()
     destinations: tuple[Destination, ...] = ()

@@ -109,6 +109,14 @@ def test_a_calibrated_finding_has_a_probability_and_its_own_threshold(bundle, tm
     assert not new.assess([tiny.scan(1)], thresholds={LABEL: 0.9999999}).positive
 
 
+def test_a_finding_that_a_site_switches_off_is_not_assessed(bundle, tmp_path):
+    new = calibrated(bundle, tmp_path / "new")
+    score = next(s for s in new.assess([tiny.scan(1)], thresholds={LABEL: "off"}).findings if s.finding.label == LABEL)
+    assert score.threshold is None and not score.positive
+    with pytest.raises(InputError, match="no probability is above 1"):
+        new.assess([tiny.scan(1)], thresholds={LABEL: 1.5})
+
+
 def test_the_same_scans_in_any_order_give_the_same_bytes(bundle):
     scans, thresholds = [tiny.scan(3), tiny.scan(1), tiny.scan(2)], {LABEL: -1.0}
     one, two = (bundle.assess(s, thresholds=thresholds) for s in (scans, scans[::-1]))

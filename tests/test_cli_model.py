@@ -149,7 +149,7 @@ def labelled(bundle: Bundle, folder: Path, *, digest: str | None = None) -> tupl
             vector = random.normal(0, 0.3, len(direction)) + (0.4 if i % 3 == 0 else 0.0) * direction
             vectors[f"s{i}"] = (vector / np.linalg.norm(vector)).astype(np.float32)
             table.writerow([f"s{i}", int(i % 3 == 0), 1 if i < 2 else ""])
-    save_file(vectors, folder / "v.safetensors", metadata={"weights_digest": digest or bundle.weights_digest})
+    save_file(vectors, folder / "v.safetensors", metadata={"encoder_digest": digest or bundle.encoder_digest})
     return folder / "truth.csv", folder / "v.safetensors"
 
 
@@ -177,9 +177,11 @@ def test_calibrating_twice_gives_the_same_bundle(folder, tmp_path):
     assert digests[0] == digests[1]
 
 
-def test_vectors_of_other_weights_are_refused(folder, tmp_path):
-    truth, vectors = labelled(load_bundle(folder), tmp_path, digest="0")
-    run("calibrate", folder, truth, "--embeddings", vectors, fails=InputError)
+def test_vectors_of_another_encoder_are_refused(folder, tmp_path):
+    bundle = load_bundle(folder)
+    for digest in ("0", bundle.weights_digest):  # the same weights, run in another way, make other vectors
+        truth, vectors = labelled(bundle, tmp_path, digest=digest)
+        run("calibrate", folder, truth, "--embeddings", vectors, fails=InputError)
 
 
 def test_a_bundle_that_cannot_be_calibrated_stays_as_it_is(folder, tmp_path):

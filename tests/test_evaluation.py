@@ -197,7 +197,7 @@ def test_rates_at_thresholds_are_those_of_the_table(bundle, cohort, whole, tmp_p
 
 def test_thresholds_come_from_options_and_from_settings(tmp_path):
     settings = tmp_path / "hlip.toml"
-    settings.write_text("[thresholds]\nmass_effect = 0.5\nhydrocephalus = 0.2\n")
+    settings.write_text("[thresholds]\nmass_effect = 0.5\nhydrocephalus = 0.2\nfracture = 'off'\n")
     assert read_thresholds([str(settings), "mass_effect=0.7"]) == {"mass_effect": 0.7, "hydrocephalus": 0.2}
     for wrong, said in (("mass_effect=x", "not a number"), ("nowhere.toml", "neither")):
         with pytest.raises(InputError, match=said):

@@ -14,7 +14,7 @@ from plugin.index.filters import AtLeast, SearchError
 from plugin.search.nearest import Least
 
 if TYPE_CHECKING:
-    from hlip_core.bundle import Bundle
+    from hlip_core.bundle import Bundle, SiteThreshold
 
 __all__ = ["Scores", "Scoring"]
 
@@ -31,7 +31,7 @@ class Scores:
 class Scoring:
     """What a bundle, with a site's thresholds, says of vectors; the same as `Bundle.assess` says of their studies."""
 
-    def __init__(self, bundle: "Bundle", thresholds: Mapping[str, float]) -> None:
+    def __init__(self, bundle: "Bundle", thresholds: Mapping[str, "SiteThreshold"]) -> None:
         self.bundle = bundle
         self.labels = bundle.findings.labels
         self.thresholds = bundle.thresholds(thresholds)

@@ -42,7 +42,8 @@ def read_thresholds(options: Sequence[str]) -> dict[str, float]:
         if separator:
             found[label.strip()] = _number(label, value)
         else:
-            found |= {name: _number(name, number) for name, number in _table(Path(option)).items()}
+            table = _table(Path(option))
+            found |= {name: _number(name, number) for name, number in table.items() if number != "off"}
     return found
 
 
