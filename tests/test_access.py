@@ -1,5 +1,6 @@
 """Who may see and do what on the page: sign-in, sessions, rights, CSRF, headers, the audit trail."""
 
+import asyncio
 import hashlib
 import json
 import re
@@ -14,7 +15,9 @@ import structlog
 from fastapi.routing import APIRoute
 from pydantic import ValidationError
 from sqlalchemy import select, update
+from starlette.exceptions import HTTPException
 from starlette.routing import Mount, Route
+from starlette.types import Message, Receive, Scope, Send
 from typer.testing import CliRunner
 
 import provider as oidc
@@ -25,6 +28,7 @@ from plugin.index.people import FailedSignIn, WebSession
 from plugin.settings import OidcSettings, WebSettings
 from plugin.web import access, throttle
 from plugin.web.app import ROUTERS, create_app
+from plugin.web.guard import Guard
 from plugin.web.watched import watched_viewer
 from test_audit import check, event, parsed
 from visitors import PASSWORD, Page, Visitor, add_study, add_user, field, showing
@@ -290,6 +294,26 @@ def test_a_form_is_small(page: Page) -> None:
     visitor = page.visitor()
     assert visitor.post("/sign-in", data={"name": "x" * 70_000}).status_code == 413
     assert visitor.post("/sign-in", data=iter([b"name=x"])).status_code == 411
+    both = {"Content-Length": "6"}  # of which the server obeys Transfer-Encoding
+    assert visitor.post("/sign-in", data=iter([b"name=x"]), headers=both).status_code == 411
+
+
+def test_a_form_is_small_whatever_its_head_says() -> None:
+    read: list[bytes] = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        while True:
+            read.append((await receive())["body"])
+
+    async def endless() -> Message:
+        return {"type": "http.request", "body": bytes(40_000), "more_body": True}
+
+    async def send(message: Message) -> None: ...
+
+    scope = {"type": "http", "method": "POST", "path": "/sign-in", "headers": [(b"content-length", b"6")]}
+    with pytest.raises(HTTPException, match="413"):
+        asyncio.run(Guard(app)(scope, endless, send))
+    assert len(read) == 1
 
 
 PUBLIC = {"/sign-in", "/sign-in/provider", "/sign-in/provider/callback"}

@@ -1,8 +1,10 @@
 """STOW-RS in, with real clients and hand-made requests: what is kept, what is answered, what a stranger can do."""
 
+import socket
 import time
 import zlib
 from collections.abc import Iterator
+from contextlib import suppress
 from io import BytesIO
 from pathlib import Path
 from xml.etree import ElementTree
@@ -21,6 +23,7 @@ from pydicom.uid import (
 
 from peers import wait_until
 from plugin.settings import Settings, load_settings
+from plugin.web.server import PATIENCE_SECONDS
 from plugin.web.store_response import OTHER_STUDY, TOO_LARGE
 from road import renamed
 from series import head, series
@@ -369,9 +372,34 @@ def test_silent_and_slow_senders_are_cut_off(tmp_path: Path) -> None:
 
 
 def test_a_head_that_never_ends_is_hung_up_on(server: Web, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("plugin.web.server.HEAD_SECONDS", 0.3)
+    monkeypatch.setitem(PATIENCE_SECONDS, "head", 0.3)
     assert server.raw() == b""
     assert server.raw(b"POST /dicom-web/studies HTTP/1.1\r\n") == b""
+
+
+def test_a_body_that_never_ends_is_hung_up_on(server: Web, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(PATIENCE_SECONDS, "body", 0.3)
+    rest = b"Host: 127.0.0.1\r\nContent-Length: 60000\r\n\r\nx"
+    assert server.raw(b"POST /sign-in HTTP/1.1\r\n" + rest) == b""
+    assert server.raw(b"GET /healthz HTTP/1.1\r\n" + rest).startswith(b"HTTP/1.1 200")
+    assert server.raw(b"POST /dicom-web/studies HTTP/1.1\r\n" + rest).startswith(b"HTTP/1.1 415")
+    slow = iter([multipart(images(1))[:500], b"", multipart(images(1))[500:]])
+    assert server.post(piece for piece in slow if piece or not time.sleep(1)).status_code == 200
+
+
+def test_an_answer_that_is_not_read_is_given_up(server: Web, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("plugin.web.server.READ_SECONDS", 0.5)
+    asked, came = 400, 0
+    with socket.socket() as greedy:
+        greedy.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        greedy.settimeout(10)
+        greedy.connect(("127.0.0.1", server.port))
+        greedy.sendall(b"GET /static/htmx.min.js HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n" * asked)
+        time.sleep(2)
+        with suppress(ConnectionResetError):
+            while more := greedy.recv(65536):
+                came += len(more)
+    assert came < asked * 40_000
 
 
 def test_hanging_up_in_the_middle_keeps_what_was_whole(server: Web) -> None:

@@ -5,6 +5,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -65,7 +66,8 @@ class Guard:
             await send(message)
 
         refused = self._refused(scope)
-        await (refused or self._app)(scope, receive, sending)
+        limited = receive if scope["path"].startswith(DICOMWEB) else _limited(receive)
+        await (refused or self._app)(scope, limited, sending)
 
     def _refused(self, scope: MutableMapping[str, Any]) -> JSONResponse | None:
         if scope["method"] not in UNSAFE_METHODS or scope["path"].startswith(DICOMWEB):
@@ -73,8 +75,8 @@ class Guard:
         headers = Headers(scope=scope)
         if not self._is_same_site(headers):
             return JSONResponse({"detail": "only the page itself may do this"}, 403)
-        length = headers.get("content-length", "" if "transfer-encoding" in headers else "0")
-        if not length.isdecimal():
+        length = headers.get("content-length", "0")
+        if "transfer-encoding" in headers or not length.isdecimal():  # of both, a server obeys the former
             return JSONResponse({"detail": "a length is needed"}, 411)
         return JSONResponse({"detail": "too large"}, 413) if int(length) > MAX_FORM_BYTES else None
 
@@ -90,3 +92,18 @@ class Guard:
         for name, value in self._headers.items():
             headers.setdefault(name, value)
         headers.setdefault("Cache-Control", "no-store")
+
+
+def _limited(receive: Receive) -> Receive:
+    """The body of a request, whatever its head says of it. Raises HTTPException 413 where it is too long."""
+    total = 0
+
+    async def receiving() -> Message:
+        nonlocal total
+        message = await receive()
+        total += len(message.get("body", b""))
+        if total > MAX_FORM_BYTES:
+            raise HTTPException(413, "too large", {"Connection": "close"})
+        return message
+
+    return receiving

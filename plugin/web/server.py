@@ -17,11 +17,16 @@ from starlette.types import ASGIApp
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from plugin.settings import WebSettings
+from plugin.web.guard import DICOMWEB
 
 log = structlog.get_logger("hlip.web")
 
-HEAD_SECONDS = 10.0
-"""A connection whose next request has begun, or which never had one, must show a whole head within this time."""
+PATIENCE_SECONDS = {"head": 10.0, "body": 20.0}
+"""A connection whose next request has begun, or which never had one, must show a whole head within this time, and then
+the whole body. The page's bodies are small."""
+
+READ_SECONDS = 60.0
+"""An answer of which nothing more is read for so long is given up, with its connection."""
 
 KEEP_ALIVE_SECONDS = 15
 EVENTS = "/events"
@@ -30,20 +35,28 @@ STOP_SECONDS = 10
 
 
 class _ImpatientProtocol(H11Protocol):
-    """HTTP/1.1 that hangs up on clients that are slow with a request's head."""
+    """HTTP/1.1 that hangs up on clients that are slow with a request's head or body, or do not read the answer."""
 
+    _awaited = ""
+    """What the client is being slow with, as long as `_deadline` runs: a key of `PATIENCE_SECONDS`."""
     _deadline: asyncio.TimerHandle | None = None
+    _unread: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self._watch()
+        self._watch("head")
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
-        self._watch()
+        self._watch("head" if self.conn.their_state is h11.IDLE else self._body())
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        self._watch(self._body())
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._forget()
+        self._watch("")
+        self._read()
         super().connection_lost(exc)
 
     def shutdown(self) -> None:
@@ -53,21 +66,50 @@ class _ImpatientProtocol(H11Protocol):
             self.cycle.disconnected = True
             self.cycle.message_event.set()
 
-    def _watch(self) -> None:
-        if self.conn.their_state is not h11.IDLE:
-            self._forget()
-        elif self._deadline is None:
-            self._deadline = self.loop.call_later(HEAD_SECONDS, self._hang_up)
+    # ---- what comes ------------------------------------------------------------------------------------
 
-    def _forget(self) -> None:
-        if self._deadline is not None:
-            self._deadline.cancel()
-            self._deadline = None
+    def _body(self) -> str:
+        """"body", where the rest of one is waited for; STOW-RS, until it has answered, has limits of its own."""
+        is_due = self.conn.their_state is h11.SEND_BODY
+        is_stored = is_due and self.scope["path"].startswith(DICOMWEB) and not self.cycle.response_complete
+        return "body" if is_due and not is_stored else ""
+
+    def _watch(self, awaited: str) -> None:
+        if self.transport.is_closing():
+            self._wait_for_reader()
+        if awaited != self._awaited:
+            if self._deadline is not None:
+                self._deadline.cancel()
+            self._awaited = awaited
+            self._deadline = self.loop.call_later(PATIENCE_SECONDS[awaited], self._hang_up) if awaited else None
 
     def _hang_up(self) -> None:
-        self._deadline = None
-        if self.conn.their_state is h11.IDLE:
-            self.transport.close()
+        self.transport.abort()
+
+    # ---- what goes -------------------------------------------------------------------------------------
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._wait_for_reader()
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        if not self.transport.is_closing():
+            self._read()
+
+    def timeout_keep_alive_handler(self) -> None:
+        super().timeout_keep_alive_handler()
+        self._wait_for_reader()
+
+    def _wait_for_reader(self) -> None:
+        """A transport that was closed stays, too, until what was written is read."""
+        if self._unread is None:
+            self._unread = self.loop.call_later(READ_SECONDS, self.transport.abort)
+
+    def _read(self) -> None:
+        if self._unread is not None:
+            self._unread.cancel()
+            self._unread = None
 
 
 class WebServer:
