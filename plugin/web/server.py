@@ -69,7 +69,7 @@ class _ImpatientProtocol(H11Protocol):
     # ---- what comes ------------------------------------------------------------------------------------
 
     def _body(self) -> str:
-        """"body", where the rest of one is waited for; STOW-RS, until it has answered, has limits of its own."""
+        """ "body", where the rest of one is waited for; STOW-RS, until it has answered, has limits of its own."""
         is_due = self.conn.their_state is h11.SEND_BODY
         is_stored = is_due and self.scope["path"].startswith(DICOMWEB) and not self.cycle.response_complete
         return "body" if is_due and not is_stored else ""
