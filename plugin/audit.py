@@ -6,12 +6,14 @@ away costs disk until it is back. Off unless the settings name a file or a recei
 
 import fcntl
 import os
+import stat
 import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -20,6 +22,7 @@ from pydicom import dcmread
 
 from hlip_core import headers
 from plugin import audit_message, syslog, tls
+from plugin.alerts import Alerts
 from plugin.audit_message import Actor, Node, Outcome, Source, StudyObjects
 from plugin.lifecycle import backoff_seconds
 from plugin.settings import AuditSettings, Destination
@@ -28,6 +31,7 @@ log = structlog.get_logger("hlip.audit")
 
 SUFFIX = ".syslog"
 BATCH = 100
+MAX_LOOKED_AT = 100 * BATCH
 LOOK_SECONDS = 1.0
 LONGEST_WAIT_SECONDS = 60.0
 TIMEOUT_SECONDS = 10.0
@@ -45,6 +49,7 @@ class Trail:
         self._settings = settings
         self._folder = folder
         self._source = Source(settings.source_id, settings.enterprise_site_id, ae_title)
+        self._alerts = Alerts()
 
     @property
     def is_on(self) -> bool:
@@ -63,6 +68,7 @@ class Trail:
         try:
             yield
         finally:
+            self._alert(self._alerts.rest())
             self._keep(lambda: audit_message.application_activity(self._source, is_start=False))
 
     def received(self, sender: Node, objects: Sequence[StudyObjects]) -> None:
@@ -99,8 +105,13 @@ class Trail:
         )
 
     def turned_away(self, peer: Node, cause: str) -> None:
-        """A peer was not let in: its AE title, its address, its certificate."""
-        self._keep(lambda: audit_message.security_alert(self._source, peer, cause), severity=syslog.WARNING)
+        """A peer was not let in: its AE title, its address, its certificate. Often the same one is told together."""
+        if self.is_on:
+            self._alert(self._alerts.add(peer, cause))
+
+    def _alert(self, due: list[tuple[Node, str]]) -> None:
+        for peer, cause in due:
+            self._keep(partial(audit_message.security_alert, self._source, peer, cause), severity=syslog.WARNING)
 
     def deleted(self, objects: StudyObjects) -> None:
         """Instances or results of a study were removed for good."""
@@ -116,9 +127,9 @@ class Trail:
         act: str = "",
         outcome: Outcome = "0",
         patient_id: str | None = None,
-    ) -> None:
-        """A person saw a study, or did one of `audit_message.ACTS` with it."""
-        self._keep(
+    ) -> bool:
+        """A person saw a study, or did one of `audit_message.ACTS` with it. Whether that was kept."""
+        return self._keep(
             lambda: audit_message.study_accessed(
                 self._source,
                 actor,
@@ -146,17 +157,17 @@ class Trail:
 
     # ---- keeping -------------------------------------------------------------------------------------------
 
-    def _keep(self, content: Callable[[], bytes], *, severity: int = syslog.NOTICE) -> None:
+    def _keep(self, content: Callable[[], bytes], *, severity: int = syslog.NOTICE) -> bool:
+        """Wherever the settings say; whether it was kept anywhere."""
         if not self.is_on:
-            return
+            return False
         message = syslog.message(content(), severity=severity)
-        try:
-            if self._settings.file:
-                append(Path(self._settings.file).expanduser(), message)
-            if self._settings.syslog_host:
-                keep(self._folder, message)
-        except OSError as error:
-            log.error("an audit message is lost", cause=os.strerror(error.errno or 0))
+        kept = []
+        if self._settings.file:
+            kept.append(_is_done(append, Path(self._settings.file).expanduser(), message))
+        if self._settings.syslog_host:
+            kept.append(_is_done(keep, self._folder, message))
+        return any(kept)
 
     # ---- sending -------------------------------------------------------------------------------------------
 
@@ -176,12 +187,27 @@ class Trail:
             thread.join()
 
 
+def _is_done(write: Callable[[Path, bytes], None], where: Path, message: bytes) -> bool:
+    try:
+        write(where, message)
+    except OSError as error:
+        log.error("an audit message is lost", sink=write.__name__, cause=os.strerror(error.errno or 0))
+        return False
+    return True
+
+
 def append(file: Path, message: bytes) -> None:
-    """A line more; processes take their turn. Raises OSError."""
+    """A line more, whole or not at all; processes take their turn. Raises OSError."""
     handle = os.open(file, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX)
-        os.write(handle, message + b"\n")
+        length = os.fstat(handle).st_size
+        try:
+            _write(handle, message + b"\n")
+        except OSError:
+            if stat.S_ISREG(os.fstat(handle).st_mode):
+                os.ftruncate(handle, length)
+            raise
     finally:
         os.close(handle)
 
@@ -193,10 +219,20 @@ def keep(folder: Path, message: bytes) -> None:
     part = folder / f".{name}"
     handle = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
-        os.write(handle, message)
-    finally:
-        os.close(handle)
-    part.rename(folder / f"{name}{SUFFIX}")
+        try:
+            _write(handle, message)
+        finally:
+            os.close(handle)
+        part.rename(folder / f"{name}{SUFFIX}")
+    except OSError:
+        part.unlink(missing_ok=True)
+        raise
+
+
+def _write(handle: int, content: bytes) -> None:
+    """All of it: on a disk that fills up a part is written first."""
+    while content:
+        content = content[os.write(handle, content) :]
 
 
 def connection(settings: AuditSettings) -> syslog.Connection:
@@ -233,5 +269,10 @@ def forward(folder: Path, receiver: syslog.Connection, stop: threading.Event) ->
 
 
 def waiting_in(folder: Path) -> list[Path]:
-    """The oldest messages that wait, a batch of them at most."""
-    return sorted(folder.glob(f"*{SUFFIX}"))[:BATCH]
+    """The oldest messages that wait, a batch of them at most; of very many, the oldest of some."""
+    try:
+        with os.scandir(folder) as entries:
+            names = sorted(islice((entry.name for entry in entries if entry.name.endswith(SUFFIX)), MAX_LOOKED_AT))
+    except FileNotFoundError:
+        return []
+    return [folder / name for name in names[:BATCH]]

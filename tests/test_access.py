@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 from xml.etree import ElementTree as ET
 
 import pytest
@@ -400,12 +401,34 @@ def test_who_did_what_is_in_the_audit_trail(page: Page) -> None:
     assert objects == [STUDY, "4711"]
 
 
+def test_a_view_that_the_trail_could_not_keep_is_told_the_next_time(
+    page: Page, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add_user(page.plugin, "victor", "viewer")
+    visitor = page.signed_in("victor")
+
+    def views() -> int:
+        return sum(event(message).startswith("DICOM Instances Accessed") for message in trail(page)[before:])
+
+    before = len(trail(page))
+    with monkeypatch.context() as failing:
+        failing.setattr("plugin.audit.append", Mock(side_effect=OSError(28, "full"), __name__="append"))
+        visitor.get("/worklist")
+    visitor.get("/worklist")
+    first = views()
+    visitor.get("/worklist")
+    assert views() == first == 1
+    people.remove_user(page.plugin.database, "victor")
+
+
 def test_a_list_names_a_study_to_the_same_person_once_in_a_while() -> None:
     from plugin.audit_message import Actor
     from plugin.web.seen import Seen
 
     seen = Seen()
     assert seen.new(Actor("vera"), ["1.1", "1.2"]) == ["1.1", "1.2"]
+    seen.mark(Actor("vera"), "1.2")
+    assert seen.new(Actor("vera"), ["1.1", "1.2"]) == ["1.1"]
     assert seen.new(Actor("vera"), ["1.2", "1.3"]) == ["1.3"]
     assert seen.new(Actor("otto"), ["1.2"]) == ["1.2"]
 

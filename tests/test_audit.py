@@ -1,6 +1,7 @@
 """The audit trail: messages by the schema of PS3.15 section A.5.1, and a receiver that may be away or hostile."""
 
 import base64
+import os
 import re
 import socket
 import ssl
@@ -19,7 +20,8 @@ from pydicom import dcmread
 from certificates import Authority
 from peers import free_port, orthanc, storescu, wait_until
 from plugin import audit_message, tls
-from plugin.audit import Trail
+from plugin.alerts import MAX_PEERS
+from plugin.audit import Trail, waiting_in
 from plugin.audit_message import Actor, Node, Source, StudyObjects
 from plugin.bootstrap import Plugin
 from plugin.listener import listening
@@ -169,6 +171,69 @@ def test_a_file_that_cannot_be_written_stops_nothing(tmp_path: Path, capsys: pyt
     with trail(tmp_path, file=str(tmp_path / "nowhere" / "audit.log")).running():
         pass
     assert "an audit message is lost" in "".join(capsys.readouterr())
+
+
+def test_where_one_sink_fails_the_other_has_the_message(tmp_path: Path) -> None:
+    audit = trail(tmp_path, file=str(tmp_path / "nowhere" / "audit.log"), syslog_host="127.0.0.1")
+    assert audit.accessed(WHO, STUDY)
+    assert waiting(tmp_path) == 1
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_message_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: bool) -> None:
+    file = tmp_path / "audit.log"
+    audit = trail(tmp_path, file=str(file), syslog_host="127.0.0.1")
+    audit.deleted(STUDY)
+    before, write, written = file.read_bytes(), os.write, [0]
+
+    def short(handle: int, content: bytes) -> int:
+        written[0] += 1
+        if fails and written[0] % 2 == 0:
+            raise OSError(28, "full")
+        return write(handle, bytes(content[:100]))
+
+    monkeypatch.setattr("plugin.audit.os.write", short)
+    audit.deleted(STUDY)
+    monkeypatch.undo()
+    files = list((tmp_path / "audit").iterdir())
+    assert len(files) == waiting(tmp_path) == (1 if fails else 2)
+    assert len(file.read_bytes().splitlines()) == (1 if fails else 2) and file.read_bytes().startswith(before)
+    for line in (*file.read_bytes().splitlines(), *(path.read_bytes() for path in files)):
+        parsed(line)
+
+
+def test_who_is_turned_away_again_and_again_is_told_once_in_a_while(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file, now = tmp_path / "audit.log", [1000.0]
+    monkeypatch.setattr("plugin.alerts.time.monotonic", lambda: now[0])
+    audit = trail(tmp_path, file=str(file))
+
+    def told() -> list[str]:
+        messages = [ET.fromstring(line.partition(b"\xef\xbb\xbf")[2]) for line in file.read_bytes().splitlines()]
+        details = [detail.attrib["value"] for m in messages for detail in m.iter("ParticipantObjectDetail")]
+        return [base64.b64decode(value).decode() for value in details]
+
+    with audit.running():
+        for _ in range(50):
+            audit.turned_away(PEER, "no token")
+        audit.turned_away(PEER, "TLS")
+        assert told() == ["no token", "TLS"]
+        now[0] += 61
+        audit.turned_away(PEER, "no token")
+        assert told() == ["no token", "TLS", "no token (49 more)"]
+        for number in range(1000):
+            audit.turned_away(Node("", f"10.0.{number // 250}.{number % 250}"), "no token")
+        assert len(told()) <= 3 + MAX_PEERS + 1
+    assert [text for text in told() if "more" in text][1:] == ["no token (1 more)", "no token (900 more)"]
+
+
+def test_of_very_many_messages_a_batch_is_taken_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("plugin.audit.BATCH", 2)
+    assert waiting_in(tmp_path / "nowhere") == []
+    for name in ("3", "1", ".0", "2"):
+        (tmp_path / f"{name}{'' if name == '.0' else '.syslog'}").touch()
+    assert [path.name for path in waiting_in(tmp_path)] == ["1.syslog", "2.syslog"]
 
 
 @contextmanager

@@ -22,13 +22,15 @@ class Seen:
         self._lock = threading.Lock()
 
     def new(self, actor: Actor, study_uids: Iterable[str]) -> list[str]:
-        """Those that this person has not just seen; from now on they have."""
-        now = time.monotonic()
+        """Those that this person has not just seen."""
+        before = time.monotonic() - AGAIN_SECONDS
         with self._lock:
-            fresh = [uid for uid in study_uids if self._at.get((actor, uid), -math.inf) <= now - AGAIN_SECONDS]
-            for uid in fresh:
-                self._at[actor, uid] = now
-                self._at.move_to_end((actor, uid))
+            return [uid for uid in study_uids if self._at.get((actor, uid), -math.inf) <= before]
+
+    def mark(self, actor: Actor, study_uid: str) -> None:
+        """This person has seen it, and the trail has been told."""
+        with self._lock:
+            self._at[actor, study_uid] = time.monotonic()
+            self._at.move_to_end((actor, study_uid))
             while len(self._at) > MAX_SEEN:
                 self._at.popitem(last=False)
-        return fresh

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from functools import partial
 
 import structlog
+from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
@@ -82,6 +83,7 @@ class Stow:
 
     async def store(self, request: Request) -> Response:
         """Answer one POST."""
+        await self._check_token(request)
         wanted = self._check(request)
         self._open += 1
         transfer = Transfer(
@@ -113,7 +115,6 @@ class Stow:
 
     def _check(self, request: Request) -> _Wanted:
         """Raises HTTPException with the status that the head deserves."""
-        self._check_token(request)
         try:
             study = request.path_params.get("study")
             study_instance_uid = "" if study is None else check_uid(study, "StudyInstanceUID")
@@ -130,14 +131,15 @@ class Stow:
             raise HTTPException(503, "out of resources", RETRY_AFTER)
         return _Wanted(study_instance_uid, boundary)
 
-    def _check_token(self, request: Request) -> None:
+    async def _check_token(self, request: Request) -> None:
+        """Raises HTTPException 401."""
         token = self._settings.stow_token.get_secret_value()
         if not token:
             return
         scheme, _, given = request.headers.get("authorization", "").partition(" ")
         is_equal = hmac.compare_digest(given.strip().encode("latin-1"), token.encode())
         if scheme.lower() != "bearer" or not is_equal:
-            self._audit.turned_away(_sender(request), "STOW-RS without the token")
+            await run_in_threadpool(self._audit.turned_away, _sender(request), "STOW-RS without the token")
             raise HTTPException(401, "a token is needed", {"WWW-Authenticate": "Bearer"})
 
     # ---- the body --------------------------------------------------------------------------------------

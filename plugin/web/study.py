@@ -13,12 +13,12 @@ from plugin.bootstrap import Plugin
 from plugin.index import assessments, outcomes, overview, worklist
 from plugin.lifecycle import Rejection, SeriesState
 from plugin.spool import UnsafeUid, check_uid
-from plugin.web.access import Operator, Person, Viewer, access
+from plugin.web.access import Operator, Person, Viewer
 from plugin.web.events import Watch
 from plugin.web.images import VIEWS, Images, NoImage
 from plugin.web.pages import page, plugin_of, templates
 from plugin.web.timeline import picture
-from plugin.web.watched import actor_of, audit_act, audit_list, watched_viewer
+from plugin.web.watched import audit_act, audit_list, watched_viewer
 
 PNG = {"Cache-Control": "no-store"}
 REASONS = get_args(Rejection)
@@ -57,7 +57,6 @@ Seen = Annotated[Person, Depends(_seen)]
 @router.get("")
 def study_page(request: Request, uid: Study, person: Watched) -> HTMLResponse:
     """The whole page."""
-    access(request).seen.new(actor_of(request, person), [uid])
     return page(request, "study.html", section="Worklist", views=VIEWS, reasons=REASONS, **_context(request, uid))
 
 

@@ -18,7 +18,9 @@ def actor_of(request: Request, person: Person) -> Actor:
 
 def audit_view(request: Request, study_uid: str) -> None:
     """The person of the request (`viewer` found them) sees what names this study's patient. Blocks: for a thread."""
-    _tell(access(request).plugin, actor_of(request, request.state.person), study_uid)
+    found, actor = access(request), actor_of(request, request.state.person)
+    if _tell(found.plugin, actor, study_uid):
+        found.seen.mark(actor, study_uid)
 
 
 def audit_act(request: Request, study_uid: str, act: str, *, succeeded: bool = True) -> None:
@@ -33,7 +35,8 @@ def audit_list(request: Request, study_uids: Iterable[str]) -> None:
         return
     actor = actor_of(request, request.state.person)
     for study_uid in found.seen.new(actor, study_uids):
-        _tell(found.plugin, actor, study_uid)
+        if _tell(found.plugin, actor, study_uid):
+            found.seen.mark(actor, study_uid)
 
 
 async def watched_viewer(request: Request) -> Person:
@@ -43,13 +46,14 @@ async def watched_viewer(request: Request) -> Person:
     return person
 
 
-def _tell(plugin: Plugin, actor: Actor, study_uid: str, *, act: str = "", succeeded: bool = True) -> None:
+def _tell(plugin: Plugin, actor: Actor, study_uid: str, *, act: str = "", succeeded: bool = True) -> bool:
+    """Whether the trail has it."""
     if not plugin.audit.is_on:
-        return
+        return False
     held = people.holdings(plugin.database, study_uid)
     if held is None:
-        return
-    plugin.audit.accessed(
+        return False
+    return plugin.audit.accessed(
         actor,
         StudyObjects(study_uid, held.instances),
         act=act,
