@@ -102,13 +102,14 @@ class _Adapter(HTTPAdapter):
 
 
 def session(settings: s.Destination | s.SignalReceiver | s.ArchiveSettings, timeout_seconds: float) -> requests.Session:
-    """With the credentials, the authority and the certificate of the settings. Raises plugin.tls.TlsError."""
+    """With the credentials, the authority and the certificate of the settings; https as `plugin.tls` has it.
+
+    Raises plugin.tls.TlsError.
+    """
     made = requests.Session()
-    own = settings.tls_ca or settings.tls_certificate or not settings.tls_check_hostname
-    context = tls.client_context(settings, check_hostname=settings.tls_check_hostname) if own else None
-    adapter = _Adapter(timeout_seconds, context)
-    made.mount("http://", adapter)
-    made.mount("https://", adapter)
+    context = tls.client_context(settings, check_hostname=settings.tls_check_hostname)
+    made.mount("http://", _Adapter(timeout_seconds, None))
+    made.mount("https://", _Adapter(timeout_seconds, context))
     if settings.user:
         made.auth = HTTPBasicAuth(settings.user, settings.password.get_secret_value())
     if token := settings.token.get_secret_value():

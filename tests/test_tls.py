@@ -6,19 +6,20 @@ import ssl
 import subprocess
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import requests
 from pydantic import ValidationError
 from pydicom import dcmread
 
 from certificates import Authority, Issued
 from peers import free_port, is_open, needs, storescu, wait_until
 from plugin import tls
-from plugin.delivery import NotNow, Outbox
+from plugin.delivery import NotNow, Outbox, session
 from plugin.listener import Listener, listening
 from plugin.settings import Destination, ListenerSettings, Settings
 from plugin.spool import Spool
@@ -245,6 +246,43 @@ def test_only_the_authority_of_the_settings_is_trusted(
     monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(authority.certificate))
     with https(theirs, authority, dcmread(path).SOPInstanceUID) as url, pytest.raises(NotNow):
         store(path=path, url=url, tls_ca=str(stranger.certificate), **theirs.settings)
+
+
+def test_a_public_authority_is_the_systems_and_what_is_agreed_the_same(
+    authority: Authority, ours: Issued, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without any file in the settings."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(ours.certificate, ours.key)
+    monkeypatch.setenv("SSL_CERT_FILE", str(authority.certificate))
+    statuses = []
+    for ciphers in ("ECDHE+AESGCM", "AES256-SHA256"):
+        context.maximum_version = ssl.TLSVersion.TLSv1_2
+        context.set_ciphers(f"{ciphers}:@SECLEVEL=0")
+        with answering(context) as url, session(Destination(name="pacs", url=url), 5) as sending:
+            try:
+                statuses.append(sending.get(url).status_code)
+            except requests.ConnectionError:
+                statuses.append(0)
+    assert statuses == [200, 0]
+
+
+@contextmanager
+def answering(context: ssl.SSLContext) -> Iterator[str]:
+    """A server of HTTPS that says yes to everything; its address."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def answer() -> None:
+            with suppress(OSError):
+                connection, _ = server.accept()
+                with connection, context.wrap_socket(connection, server_side=True) as secure:
+                    secure.recv(65536)
+                    secure.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
+
+        thread = threading.Thread(target=answer)
+        thread.start()
+        yield f"https://127.0.0.1:{server.getsockname()[1]}/"
+        thread.join()
 
 
 # ---- the files -----------------------------------------------------------------------------------------------
