@@ -66,6 +66,7 @@ APPLICATION_SERVER = "4"  # AuditSourceTypeCode
 PERSON, SYSTEM_OBJECT = "1", "2"  # ParticipantObjectTypeCode
 PATIENT, REPORT, SECURITY_USER, SECURITY_RESOURCE = "1", "3", "11", "13"  # ParticipantObjectTypeCodeRole
 QUERY_ROLE = "24"
+MAX_QUERY = 4096
 MACHINE_NAME, IP_ADDRESS = "1", "2"  # NetworkAccessPointTypeCode
 
 
@@ -180,7 +181,7 @@ def searched(source: Source, actor: Actor, text: str) -> bytes:
     _ourselves(message, source, APPLICATION, is_requestor=False)
     _source(message, source)
     query = _object(message, "archive", SEARCH, SYSTEM_OBJECT, QUERY_ROLE)
-    ET.SubElement(query, "ParticipantObjectDetail", {"type": "Query", "value": _encoded_text(text)})
+    ET.SubElement(query, "ParticipantObjectDetail", {"type": "Query", "value": _encoded_query(text)})
     return _encoded(message)
 
 
@@ -263,6 +264,12 @@ def _person(message: ET.Element, actor: Actor) -> None:
 
 def _encoded_text(text: str) -> str:
     return base64.b64encode(printable(text, 256).encode()).decode()
+
+
+def _encoded_query(text: str) -> str:
+    """In any script, whole, in one line; "?" for what is not to be seen."""
+    shown = "".join(c if c.isprintable() else "?" for c in " ".join(text.split())[:MAX_QUERY])
+    return base64.b64encode(shown.encode()).decode()
 
 
 def _is_ip_address(text: str) -> bool:

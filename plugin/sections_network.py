@@ -58,6 +58,7 @@ class WebSettings(Section):
     max_requests: int = Field(16, ge=1)
     timeout_seconds: Seconds = 60
     public_url: str = Field("", pattern=r"^(https?://[^/?#@\s]+)?$")
+    trusted_proxies: tuple[IPvAnyNetwork, ...] = ()
     viewer_url: str = Field("", pattern=r"^(https?://[^\s\"'<>]*\{StudyInstanceUID\}[^\s\"'<>]*)?$")
     session_idle_minutes: float = Field(30, gt=0)
     session_hours: float = Field(12, gt=0)

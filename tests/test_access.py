@@ -5,6 +5,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
@@ -17,6 +18,7 @@ from fastapi.routing import APIRoute
 from pydantic import ValidationError
 from sqlalchemy import select, update
 from starlette.exceptions import HTTPException
+from starlette.requests import Request
 from starlette.routing import Mount, Route
 from starlette.types import Message, Receive, Scope, Send
 from typer.testing import CliRunner
@@ -24,12 +26,13 @@ from typer.testing import CliRunner
 import provider as oidc
 from plugin import cli, passwords
 from plugin.index import people
-from plugin.index.database import clock
+from plugin.index.database import Database, clock
 from plugin.index.people import FailedSignIn, WebSession
 from plugin.settings import OidcSettings, WebSettings
 from plugin.web import access, throttle
 from plugin.web.app import ROUTERS, create_app
 from plugin.web.guard import Guard
+from plugin.web.origin import address_of
 from plugin.web.watched import watched_viewer
 from test_audit import check, event, parsed
 from visitors import PASSWORD, Page, Visitor, add_study, add_user, field, showing
@@ -140,7 +143,7 @@ def test_a_wrong_password_and_a_name_that_there_is_not_are_answered_alike(page: 
 def test_guesses_are_slowed_down_and_the_right_one_too_until_the_wait_is_over(page: Page) -> None:
     visitor = page.visitor()
     for _ in range(throttle.FREE["name"]):
-        people.note_failure(page.plugin.database, "name vera")
+        assert throttle.try_now(page.plugin.database, {"name": "name vera"}) == 0
     answer = visitor.sign_in("vera")
     assert answer.status_code == 429 and 1 <= int(answer.headers["Retry-After"]) <= 2
     assert page.visitor().sign_in("otto").status_code == 303
@@ -153,8 +156,22 @@ def test_guesses_are_slowed_down_and_the_right_one_too_until_the_wait_is_over(pa
 def test_no_wait_is_so_long_that_a_stranger_keeps_a_user_out(page: Page) -> None:
     keys = throttle.keys("vera", "127.0.0.1")
     for _ in range(40):
-        people.note_failure(page.plugin.database, *keys.values())
-    assert 55 < throttle.wait_seconds(page.plugin.database, keys) <= throttle.LONGEST_WAIT_SECONDS
+        people.count_guess(page.plugin.database, {key: lambda count: 0 for key in keys.values()})
+    assert 55 < throttle.try_now(page.plugin.database, keys) <= throttle.LONGEST_WAIT_SECONDS
+
+
+@pytest.mark.parametrize("kind", ["sqlite", "postgresql"])
+def test_of_guesses_at_the_same_time_each_counts(kind: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
+    sqlite = f"sqlite:///{tmp_path / 'index.sqlite'}"
+    database = Database(sqlite if kind == "sqlite" else request.getfixturevalue("new_database"), lock=tmp_path / "lock")
+    database.upgrade()
+    keys = throttle.keys("vera", "127.0.0.1")
+    with ThreadPoolExecutor(8) as threads:
+        waits = list(threads.map(lambda _: throttle.try_now(database, keys), range(20)))
+    assert sum(wait == 0 for wait in waits) == throttle.FREE["name"]
+    throttle.was_right(database, keys)
+    assert [people.failures(database, key)[0] for key in keys.values()] == [0, throttle.FREE["name"] - 1]
+    database.close()
 
 
 def test_a_session_that_someone_else_chose_is_never_taken_over(page: Page) -> None:
@@ -317,6 +334,12 @@ def test_a_form_is_small_whatever_its_head_says() -> None:
     assert len(read) == 1
 
 
+def test_what_is_asked_of_the_archive_is_bounded(page: Page) -> None:
+    visitor = page.signed_in("vera")
+    assert visitor.get("/archive", params={"words": "x" * 2001}).status_code == 422
+    assert visitor.get("/archive", params={"station": "x" * 257}).status_code == 422
+
+
 PUBLIC = {"/sign-in", "/sign-in/provider", "/sign-in/provider/callback"}
 
 
@@ -372,6 +395,36 @@ def test_behind_https_cookies_are_for_https_alone(tmp_path: Path) -> None:
         assert re.search(r"__Host-hlip=[^;]+; HttpOnly; Max-Age=43200; Path=/; SameSite=lax; Secure",
                          answer.headers["Set-Cookie"])  # fmt: skip
         assert answer.headers["Strict-Transport-Security"]
+
+
+@pytest.mark.parametrize(
+    ("peer", "told", "address"),
+    [
+        ("10.0.0.1", "6.6.6.6, 10.1.2.3", "10.1.2.3"),
+        ("10.0.0.1", "fd00::1", "fd00::1"),
+        ("10.0.0.1", "unknown", "10.0.0.1"),
+        ("10.0.0.1", "", "10.0.0.1"),
+        ("10.0.1.1", "10.1.2.3", "10.0.1.1"),
+    ],
+)
+def test_a_proxy_of_the_settings_tells_where_a_request_comes_from_and_nobody_else(
+    peer: str, told: str, address: str
+) -> None:
+    headers = [(b"x-forwarded-for", told.encode())] if told else []
+    request = Request({"type": "http", "client": (peer, 1), "headers": headers})
+    assert address_of(request, WebSettings(trusted_proxies=("10.0.0.0/24",))) == address  # type: ignore[arg-type]
+
+
+def test_behind_a_proxy_people_are_audited_and_slowed_down_by_their_own_address(tmp_path: Path) -> None:
+    file = tmp_path / "audit.log"
+    web = {"trusted_proxies": ["127.0.0.1"], "public_url": "http://127.0.0.1", "stow": False}
+    with showing(tmp_path, web=web, audit={"file": str(file)}) as behind:
+        add_user(behind.plugin, "vera", "viewer")
+        visitor = behind.visitor()
+        visitor.headers["X-Forwarded-For"] = "10.1.2.3"
+        assert visitor.sign_in("vera", "wrong").status_code == 401
+        assert people.failures(behind.plugin.database, "address 10.1.2.3")[0] == 1
+    assert person_of(parsed(file.read_bytes().splitlines()[0]))["NetworkAccessPointID"] == "10.1.2.3"
 
 
 # ---- the audit trail ---------------------------------------------------------------------------------------------

@@ -141,6 +141,14 @@ def test_what_a_hostile_peer_says_stays_text() -> None:
     assert detail is not None and base64.b64decode(detail.attrib["value"]) == b"cause?<Y/>?"
 
 
+def test_a_query_is_told_whole_and_in_any_script() -> None:
+    asked = f"CT 60-69 {'.' * 3000} Einblutung   bei\n\tMüller \x1b"
+    detail = ET.fromstring(audit_message.searched(SOURCE, WHO, asked)).find(".//ParticipantObjectDetail")
+    assert detail is not None
+    told = base64.b64decode(detail.attrib["value"]).decode()
+    assert told == f"CT 60-69 {'.' * 3000} Einblutung bei Müller ?"
+
+
 # ---- where they go -------------------------------------------------------------------------------------------
 
 

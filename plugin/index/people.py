@@ -3,6 +3,8 @@
 A session's token is known to the browser alone; here lies its digest. Times are by the database's clock.
 """
 
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Literal, cast
 
@@ -205,22 +207,45 @@ def failures(database: Database, key: str) -> tuple[int, float]:
     return (row[0], row[1]) if row is not None and row[1] < FORGET_SECONDS else (0, FORGET_SECONDS)
 
 
-def note_failure(database: Database, *keys: str) -> None:
-    """One more for each key. Old ones are forgotten."""
+def count_guess(database: Database, waits: Mapping[str, Callable[[int], float]]) -> float:
+    """One more guess for each key, taken for a failure until `forget_failures`; or the seconds that it must wait.
+
+    Of guesses at the same time each sees those before it. Old ones are forgotten.
+
+    Args:
+        waits: by the key, the seconds to wait after so many failures.
+    """
     with database.write() as session:
+        session.execute(delete(FailedSignIn).where(FailedSignIn.last_at < clock() - FORGET_SECONDS))
+        rows = [_locked(session, key) for key in sorted(waits)]
         now = _now(session)
-        session.execute(delete(FailedSignIn).where(FailedSignIn.last_at < now - FORGET_SECONDS))
-        for key in keys:
-            row = session.scalar(select(FailedSignIn).where(FailedSignIn.key == key))
-            if row is None:
-                session.add(FailedSignIn(key=key, count=1, last_at=now))
-            else:
+        wait = max(waits[row.key](row.count) - (now - row.last_at) for row in rows)
+        if wait <= 0:
+            for row in rows:
                 row.count, row.last_at = row.count + 1, now
+        return max(wait, 0.0)
 
 
-def forget_failures(database: Database, *keys: str) -> None:
+def _locked(session: Session, key: str) -> FailedSignIn:
+    """The row of a key, for this transaction alone; with a count of 0 where there was none."""
+    found = select(FailedSignIn).where(FailedSignIn.key == key).with_for_update()
+    if (row := session.scalar(found)) is None:
+        with suppress(IntegrityError), session.begin_nested():
+            session.add(FailedSignIn(key=key, count=0, last_at=_now(session)))
+        row = session.scalars(found).one()
+    return row
+
+
+def forget_failures(database: Database, key: str) -> None:
     with database.write() as session:
-        session.execute(delete(FailedSignIn).where(FailedSignIn.key.in_(keys)))
+        session.execute(delete(FailedSignIn).where(FailedSignIn.key == key))
+
+
+def take_back_guess(database: Database, key: str) -> None:
+    """It was right: one failure less; those before stay."""
+    with database.write() as session:
+        fewer = update(FailedSignIn).where(FailedSignIn.key == key, FailedSignIn.count > 0)
+        session.execute(fewer.values(count=FailedSignIn.count - 1))
 
 
 # ---- what they look at -----------------------------------------------------------------------------------------

@@ -2,9 +2,9 @@
 
 import threading
 from functools import cache
-from typing import Any
+from typing import Annotated, Any
 
-from fastapi import APIRouter, HTTPException, Request
+from fastapi import APIRouter, HTTPException, Query, Request
 from fastapi.responses import Response
 
 from hlip_core.errors import HlipError
@@ -21,6 +21,10 @@ router = APIRouter(prefix="/archive")
 
 HITS = 24
 PICTURE_VIEW = "brain"
+Words = Annotated[str, Query(max_length=2000)]
+Short = Annotated[str, Query(max_length=256)]
+"""What is asked, whole, is in the audit trail (`plugin.audit_message.MAX_QUERY`)."""
+
 _making = threading.Lock()
 
 
@@ -45,20 +49,20 @@ def _labels() -> tuple[str, ...]:
 def archive_page(
     request: Request,
     person: Viewer,
-    words: str = "",
-    like: str = "",
-    since: str = "",
-    until: str = "",
-    modality: str = "",
-    age: str = "",
-    station: str = "",
-    finding: str = "",
+    words: Words = "",
+    like: Short = "",
+    since: Short = "",
+    until: Short = "",
+    modality: Short = "",
+    age: Short = "",
+    station: Short = "",
+    finding: Short = "",
 ) -> Response:
     """The box, and the answer where something was asked."""
     asked = {"since": since, "until": until, "modality": modality, "age": age, "station": station, "finding": finding}
     found, trouble = None, ""
     if words.strip() or like or finding.strip():
-        question = " ".join(filter(None, [words.strip(), like and f"like {like}", *map(str.strip, asked.values())]))
+        question = " ".join([*asked.values(), f"like {like}" if like else "", words])
         plugin_of(request).audit.searched(actor_of(request, person), question)
         try:
             found = _answer(request, words, like, asked)

@@ -19,6 +19,7 @@ from plugin.index.people import Role
 from plugin.web import throttle
 from plugin.web.access import Access, Viewer, access, digest, local_path
 from plugin.web.oidc import Attempt, OidcError, Provider
+from plugin.web.origin import address_of
 from plugin.web.pages import page
 
 log = structlog.get_logger("hlip.web")
@@ -102,19 +103,19 @@ async def sign_in(request: Request) -> Response:
 def _try_password(request: Request, name: str, password: str, to: str) -> Response:
     found = access(request)
     database = found.plugin.database
-    counted = throttle.keys(name, "" if found.settings.public_url else _address(request))
-    wait = throttle.wait_seconds(database, counted)
+    is_alone = not found.settings.public_url or bool(found.settings.trusted_proxies)
+    counted = throttle.keys(name, _address(request) if is_alone else "")
+    wait = throttle.try_now(database, counted)
     if wait > 0:
         said = f"Too many wrong guesses. Try again in {math.ceil(wait)} s."
         answer = _form(request, status=429, name=name, said=said, to=to)
         answer.headers["Retry-After"] = str(math.ceil(wait))
         return answer
     if not passwords.verify(password, people.password_hash(database, name)):
-        people.note_failure(database, *counted.values())
         _tell(request, name, outcome_is_success=False)
         log.warning("not signed in", cause="wrong name or password")
         return _form(request, status=401, name=name, said=NOT_THIS, to=to)
-    people.forget_failures(database, *counted.values())
+    throttle.was_right(database, counted)
     return _signed_in(request, name, role=None, to=to)
 
 
@@ -209,7 +210,7 @@ def _kept_attempt(text: str) -> tuple[Attempt | None, str]:
 
 
 def _address(request: Request) -> str:
-    return request.client.host if request.client else ""
+    return address_of(request, access(request).settings)
 
 
 def _tell(request: Request, name: str, *, is_login: bool = True, outcome_is_success: bool = True) -> None:

@@ -26,6 +26,7 @@ from plugin.settings import WebSettings
 from plugin.spool import Spool, UnsafeUid, check_uid
 from plugin.web import store_response
 from plugin.web.multipart import Headers, MultipartError, MultipartReader, check_boundary, media_type
+from plugin.web.origin import address_of
 from plugin.web.store_response import CANNOT_UNDERSTAND, Outcome
 from plugin.web.transfer import Transfer
 
@@ -108,8 +109,11 @@ class Stow:
                 kept.setdefault(outcome.study_instance_uid, Counter())[outcome.sop_class_uid] += 1
         if kept and self._audit.is_on:
             studies = [StudyObjects(uid, classes) for uid, classes in kept.items()]
-            received = partial(self._audit.received, _sender(request), studies)
+            received = partial(self._audit.received, self._sender(request), studies)
             await asyncio.get_running_loop().run_in_executor(self._threads, received)
+
+    def _sender(self, request: Request) -> Node:
+        return Node("STOW-RS", address_of(request, self._settings))
 
     # ---- the head of a request -------------------------------------------------------------------------
 
@@ -139,7 +143,7 @@ class Stow:
         scheme, _, given = request.headers.get("authorization", "").partition(" ")
         is_equal = hmac.compare_digest(given.strip().encode("latin-1"), token.encode())
         if scheme.lower() != "bearer" or not is_equal:
-            await run_in_threadpool(self._audit.turned_away, _sender(request), "STOW-RS without the token")
+            await run_in_threadpool(self._audit.turned_away, self._sender(request), "STOW-RS without the token")
             raise HTTPException(401, "a token is needed", {"WWW-Authenticate": "Bearer"})
 
     # ---- the body --------------------------------------------------------------------------------------
@@ -198,10 +202,6 @@ class Stow:
             yield message["body"]
             if not message["more_body"]:
                 return
-
-
-def _sender(request: Request) -> Node:
-    return Node("STOW-RS", request.client.host if request.client else "")
 
 
 def _boundary(request: Request) -> bytes:

@@ -9,11 +9,12 @@ from plugin.audit_message import MINOR_FAILURE, SUCCESS, Actor, StudyObjects
 from plugin.bootstrap import Plugin
 from plugin.index import people
 from plugin.web.access import Person, access, viewer
+from plugin.web.origin import address_of
 
 
 def actor_of(request: Request, person: Person) -> Actor:
     """The person as the trail names them."""
-    return Actor(person.name, request.client.host if request.client else "")
+    return Actor(person.name, address_of(request, access(request).settings))
 
 
 def audit_view(request: Request, study_uid: str) -> None:
