@@ -116,8 +116,10 @@ def service(settings: CommitmentSettings, spool: Spool) -> Service:
         return status, None
 
     return Service(
-        contexts=[build_context(StorageCommitmentPushModel)], handlers=[(evt.EVT_N_ACTION, on_n_action)]
-    )  # fmt: skip
+        contexts=[build_context(StorageCommitmentPushModel)],
+        handlers=[(evt.EVT_N_ACTION, on_n_action)],
+        calling_ae_titles=frozenset(known),
+    )
 
 
 def _take(event: Event, requests: Requests, known: set[str], *, has_room: bool) -> int:

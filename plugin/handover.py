@@ -35,10 +35,14 @@ MAX_MESSAGE_BYTES = 1 << 29
 
 @dataclass(frozen=True)
 class Service:
-    """What a listener offers besides storage and verification: presentation contexts, and pynetdicom's handlers."""
+    """What a listener offers besides storage and verification: presentation contexts, and pynetdicom's handlers.
+
+    It is offered to the peers of `calling_ae_titles` alone: pynetdicom holds a message in memory as a whole.
+    """
 
     contexts: Sequence[PresentationContext]
     handlers: Sequence[Handler]
+    calling_ae_titles: frozenset[str]
 
 
 class _Replayed(AssociationSocket):
@@ -88,19 +92,12 @@ def _without_traceback(do_action: Callable[[str], None]) -> Callable[[str], None
 
 
 class Handover:
-    """Args: `contexts` are all that the listener supports; the request was admitted already."""
+    """The request was admitted already."""
 
-    def __init__(
-        self,
-        settings: ListenerSettings,
-        storage: Storage,
-        contexts: Sequence[PresentationContext],
-        services: Sequence[Service],
-    ) -> None:
+    def __init__(self, settings: ListenerSettings, storage: Storage, services: Sequence[Service]) -> None:
         pynetdicom_config.LOG_HANDLER_LEVEL = "none"
         self._settings = settings
         self._storage = storage
-        self._contexts = list(contexts)
         self._handlers = [handler for service in services for handler in service.handlers]
         self._ae = AE(ae_title=settings.ae_title)
         self._ae.maximum_pdu_size = settings.max_pdu_length
@@ -108,9 +105,18 @@ class Handover:
         timeout = settings.network_timeout_seconds or None
         self._ae.network_timeout = self._ae.dimse_timeout = self._ae.acse_timeout = timeout
 
-    def serve(self, connection: socket.socket, read: bytes, sender: Sender, address: str) -> None:
-        """Serve one association until its end. `read` is its A-ASSOCIATE-RQ."""
+    def serve(
+        self,
+        connection: socket.socket,
+        read: bytes,
+        sender: Sender,
+        address: str,
+        *,
+        contexts: Sequence[PresentationContext],
+    ) -> None:
+        """Serve one association until its end. `read` is its A-ASSOCIATE-RQ; `contexts` all that it is offered."""
         association = self._association(connection, read, address)
+        association.acceptor.supported_contexts = list(contexts)
         association.bind(evt.EVT_C_ECHO, lambda event: SUCCESS)
         association.bind(evt.EVT_C_STORE, lambda event: self._on_c_store(event, sender))
         for event, handler in self._handlers:
@@ -138,7 +144,6 @@ class Handover:
         acceptor.ae_title = self._settings.ae_title
         acceptor.implementation_class_uid = self._ae.implementation_class_uid
         acceptor.implementation_version_name = self._ae.implementation_version_name
-        acceptor.supported_contexts = self._contexts
         host, port = connection.getsockname()[:2]
         acceptor.address_info = AddressInformation(host, port)
         association.requestor.address_info = AddressInformation(address, connection.getpeername()[1])

@@ -74,10 +74,10 @@ class Listener:
         self._storage = Storage(spool, max_object_bytes=int(settings.max_object_gigabytes * 1e9))
         self._ssl_context = ssl_context
         self._prefix = f"{socket.gethostname()}-{settings.port}-"
-        own = storage_contexts()
-        self._contexts = [*own, *(context for service in services for context in service.contexts)]
-        self._own = frozenset(context.abstract_syntax for context in own)
-        self._handover = Handover(settings, self._storage, self._contexts, services)
+        self._services = services
+        self._storage_contexts = storage_contexts()
+        self._own = frozenset(context.abstract_syntax for context in self._storage_contexts)
+        self._handover = Handover(settings, self._storage, services)
         self.port = settings.port
         self._server: socket.socket | None = None
         self._acceptor: threading.Thread | None = None
@@ -218,13 +218,19 @@ class Listener:
 
     # ---- associations ----------------------------------------------------------------------------------
 
+    def _contexts(self, calling_ae_title: str) -> list[PresentationContext]:
+        """All that a peer is offered."""
+        offered = (service for service in self._services if calling_ae_title in service.calling_ae_titles)
+        return [*self._storage_contexts, *(context for service in offered for context in service.contexts)]
+
     def _associate(self, wire: Wire, proposal: Proposal, encoded: bytes, address: str) -> None:
-        results = proposal.negotiate(self._contexts)
+        contexts = self._contexts(proposal.calling_ae_title)
+        results = proposal.negotiate(contexts)
         accepted = [context for context in results if context.result == CONTEXT_ACCEPTED]
         sender = Sender(self._spool, f"{self._prefix}{os.getpid()}-{uuid.uuid4().hex}")
         try:
             if not all(context.abstract_syntax in self._own for context in accepted):
-                self._handover.serve(wire.socket, encoded, sender, address)
+                self._handover.serve(wire.socket, encoded, sender, address, contexts=contexts)
                 return
             association = Association(
                 wire,

@@ -172,7 +172,9 @@ def test_an_association_handed_over_gives_the_same_files_too(tmp_path: Path) -> 
     with pynetdicom_scp(SYNTAXES, slow) as port:
         store_in_every_syntax(port)
     spool, commitment = Spool(tmp_path), build_context(StorageCommitmentPushModel)
-    with listening(ListenerSettings(port=0), spool, services=[Service([commitment], [])]) as running:
+    with listening(
+        ListenerSettings(port=0), spool, services=[Service([commitment], [], frozenset({"RAW"}))]
+    ) as running:
         store_in_every_syntax(running.port, ((StorageCommitmentPushModel, ImplicitVRLittleEndian),))
     assert kept(spool) == slow
 
@@ -185,9 +187,10 @@ def test_a_service_is_served_by_its_handlers(tmp_path: Path) -> None:
         return 0x0000, None
 
     spool = Spool(tmp_path)
-    service = Service([build_context(StorageCommitmentPushModel)], [(evt.EVT_N_ACTION, on_n_action)])
+    contexts, handlers = [build_context(StorageCommitmentPushModel)], [(evt.EVT_N_ACTION, on_n_action)]
+    service = Service(contexts, handlers, frozenset({"CT1"}))
     with listening(ListenerSettings(port=0), spool, services=[service]) as running:
-        ae = AE()
+        ae = AE(ae_title="CT1")
         ae.requested_contexts = [build_context(uid) for uid in (StorageCommitmentPushModel, Verification)]
         association = ae.associate("127.0.0.1", running.port, ae_title="HLIP")
         information = Dataset()

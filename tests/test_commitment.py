@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
-from pydicom import Dataset
-from pydicom.uid import generate_uid
+from pydicom import Dataset, dcmread
+from pydicom.uid import ExplicitVRLittleEndian, generate_uid
 from pynetdicom import AE, build_role, evt
 from pynetdicom.sop_class import (  # type: ignore[attr-defined]
     StorageCommitmentPushModel,
@@ -128,8 +128,6 @@ def scheduler(spool: Spool, database: Database) -> Scheduler:
 
 def store(listener: Listener, folder: Path, **kwargs: object) -> list[tuple[str, str]]:
     """Send a series; what to ask commitment for."""
-    from pydicom import dcmread
-
     paths = head_ct(folder, **kwargs)  # type: ignore[arg-type]
     assert storescu(listener.port, paths).returncode == 0
     return [(CT, dcmread(path).SOPInstanceUID) for path in paths]
@@ -245,7 +243,6 @@ def test_only_known_requesters_and_sound_requests_are_taken(
     modality: Modality, listener: Listener, spool: Spool
 ) -> None:
     some = [(CT, "1.2.3")]
-    assert modality.ask(listener, some, ae_title="EVIL")[0] == 0x0124
     assert modality.ask(listener, some, action=2)[0] == 0x0123
     assert modality.ask(listener, some, instance="1.2.3")[0] == 0x0112
     assert modality.ask(listener, [])[0] == 0x0115
@@ -254,6 +251,17 @@ def test_only_known_requesters_and_sound_requests_are_taken(
     assert modality.ask(listener, some, transaction="1.2.3.4")[0] == 0x0000
     assert modality.ask(listener, some, transaction="1.2.3.4")[0] == 0x0000
     assert len(list(Requests(spool))) == 1
+
+
+def test_others_are_not_offered_it_and_store_as_ever(listener: Listener, spool: Spool, tmp_path: Path) -> None:
+    ae = AE(ae_title="EVIL")
+    ae.add_requested_context(CT, ExplicitVRLittleEndian)
+    ae.add_requested_context(StorageCommitmentPushModel)
+    association = ae.associate("127.0.0.1", listener.port, ae_title="HLIP")
+    assert [context.abstract_syntax for context in association.accepted_contexts] == [CT]
+    assert association.send_c_store(dcmread(head_ct(tmp_path)[0])).Status == 0x0000
+    association.release()
+    assert list(Requests(spool)) == []
 
 
 @pytest.mark.filterwarnings("ignore:.*VR UI")
@@ -288,9 +296,6 @@ def test_it_is_off_by_default(tmp_path: Path) -> None:
 def test_a_sender_may_store_and_ask_on_one_association(
     modality: Modality, listener: Listener, reporter: Reporter, spool: Spool, database: Database, tmp_path: Path
 ) -> None:
-    from pydicom import dcmread
-    from pydicom.uid import ExplicitVRLittleEndian
-
     ae = AE(ae_title="CT1")
     ae.add_requested_context(CT, ExplicitVRLittleEndian)
     ae.add_requested_context(StorageCommitmentPushModel)
