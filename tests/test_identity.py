@@ -161,6 +161,15 @@ def test_the_zone_of_the_source_wins_since_its_dates_are_copied():
     assert (summary.ContentTime, summary.TimezoneOffsetFromUTC) == ("083507.120000", "-0330")
 
 
+@pytest.mark.parametrize("offset", ["+9999", "-2400", "+1500", "+0160", "+01", "0100", "+٠١٠٠", "UTC"])
+def test_an_offset_that_cannot_be_is_as_good_as_none(offset):
+    header = source()
+    with config.disable_value_validation():
+        header.TimezoneOffsetFromUTC = offset
+    (summary,) = build_results(report(source=header))
+    assert (summary.ContentTime, summary.TimezoneOffsetFromUTC) == ("130507.120000", "+0100")
+
+
 def test_a_time_without_zone_is_refused():
     with pytest.raises(ValueError, match="timezone"):
         report(created=datetime(2026, 11, 24, 12, 0))

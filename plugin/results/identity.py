@@ -6,6 +6,7 @@ values and unknown character sets included: a PACS files our objects by them, so
 highdicom builds the content.)
 """
 
+import re
 import uuid
 from copy import deepcopy
 from dataclasses import dataclass
@@ -44,6 +45,10 @@ STATUS_NOTICE = {
     "phantom": "PHANTOM MODEL: trained on synthetic phantoms only, the scores mean nothing for patients.",
 }
 """What every result of a model that was not trained on patients says in so many words."""
+
+
+OFFSET = re.compile(r"(?P<sign>[+-])(?P<hours>0[0-9]|1[0-4])(?P<minutes>[0-5][0-9])")
+"""TimezoneOffsetFromUTC (PS3.3 C.12.1): no place is further from UTC than 14 hours."""
 
 
 @dataclass(frozen=True)
@@ -131,12 +136,12 @@ def _encodable(character: str, encodings: list[str]) -> bool:
 
 
 def _zone(source: Dataset, created: datetime) -> tzinfo | None:
-    """The zone of the source, which its copied dates are in; without one, that of `created`."""
-    text = str(source.get("TimezoneOffsetFromUTC") or "").strip()
-    if len(text) == 5 and text[0] in "+-" and text[1:].isdigit():
-        offset = timedelta(hours=int(text[1:3]), minutes=int(text[3:]))
-        return timezone(-offset if text[0] == "-" else offset)
-    return created.tzinfo
+    """The zone of the source, which its copied dates are in; without one that can be, that of `created`."""
+    offset = OFFSET.fullmatch(str(source.get("TimezoneOffsetFromUTC") or "").strip())
+    if offset is None:
+        return created.tzinfo
+    east = timedelta(hours=int(offset["hours"]), minutes=int(offset["minutes"]))
+    return timezone(-east if offset["sign"] == "-" else east)
 
 
 def new_object(report: StudyReport, kind: Kind, *, part: str = "", instance_number: int = 1) -> Dataset:
