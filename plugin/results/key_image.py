@@ -1,9 +1,11 @@
 """Key images: for viewers without structured reports, a Secondary Capture of the slice with what was found on it.
 
-Finding, score and notice stand above and below the slice, so that nothing of it is hidden; a ring marks where
-the model looked.
+Finding, score and notice stand above and below the slice, and the letters of the patient's sides beside it, so that
+nothing of it is hidden; a ring marks where the model looked.
 """
 
+import math
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,6 +18,7 @@ from hlip_core.windows import WINDOWS, Window, display
 from plugin.results.codes import code
 from plugin.results.findings_report import label
 from plugin.results.identity import KEY_IMAGE, STATUS_NOTICE, fit, new_object
+from plugin.results.orientation import edges
 from plugin.results.report import KeySlice, StudyReport
 
 if TYPE_CHECKING:
@@ -23,6 +26,9 @@ if TYPE_CHECKING:
 
 MOST_KEY_IMAGES = 3
 SMALLEST_SIDE = 512
+MOST_STRETCHED = 4.0
+"""Pixels that are longer than this for their width are not drawn so: such a PixelSpacing cannot be meant."""
+MARGIN = 34
 BANNER = "AI, NOT FOR DIAGNOSIS"
 RED, YELLOW, WHITE, BLACK, DARK = (160, 0, 0), (255, 220, 0), (255, 255, 255), (0, 0, 0), (24, 24, 24)
 FONT_SIZES = (20, 18, 16, 14, 12, 10, 9, 8)
@@ -55,21 +61,30 @@ def key_slice(image: Dataset, score: "FindingScore", contours: tuple[np.ndarray,
         raise ValueError(f"{score.finding.label} is not located")
     number = score.location.source.frame_number
     frame = next(frame for frame in frames_of([image], image.Modality) if frame.number == number)
-    slice_values = values(image, frame, air=AIR_HU, modality=image.Modality)
+    air = AIR_HU if image.Modality == "CT" else -math.inf
+    slice_values = values(image, frame, air=air, modality=image.Modality)
     window = _window(score, slice_values, image.Modality)
     grey = display(slice_values, center=window.center, width=window.width)
     lossy = Dataset()
     for keyword in LOSSY:
         if keyword in image:
             lossy[keyword] = image[keyword]
-    return KeySlice(label=score.finding.label, grey=grey, contours=contours, lossy=lossy)
+    return KeySlice(
+        label=score.finding.label,
+        grey=grey,
+        orientation=(*frame.across, *frame.down),
+        spacing=frame.spacing,
+        contours=contours,
+        lossy=lossy,
+    )
 
 
 def _window(score: "FindingScore", slice_values: np.ndarray, modality: str) -> Window:
-    """A named window in a CT; in other modalities all but the extremes of the slice."""
+    """A named window in a CT; in other modalities all but the extremes of the slice, where it is not padding."""
     if modality == "CT":
         return WINDOWS[WINDOW_OF_FINDING.get(score.finding.label, "brain")]
-    low, high = np.percentile(slice_values, (0.5, 99.5))
+    seen = slice_values[np.isfinite(slice_values)]
+    low, high = np.percentile(seen, (0.5, 99.5)) if seen.size else (0.0, 1.0)
     return Window(float(low), float(max(high, low + 1)))
 
 
@@ -88,7 +103,7 @@ def _key_image(report: StudyReport, key: KeySlice, score: "FindingScore", number
     result = new_object(report, KEY_IMAGE, part=key.label, instance_number=number)
     result.ConversionType = "WSD"
     result.BodyPartExamined = BODY_PARTS[report.bundle.preprocessing.region]
-    result.PatientOrientation = ""
+    result.PatientOrientation = _patient_orientation(key)
     result.ImageType = ["DERIVED", "SECONDARY"]
     result.DerivationDescription = "Windowed slice with an AI finding drawn on it"
     result.ImageComments = fit(f"{BANNER}. {label(report, score)}", report.source)
@@ -98,6 +113,14 @@ def _key_image(report: StudyReport, key: KeySlice, score: "FindingScore", number
     result.SourceImageSequence = [_source_image(score)]
     _set_pixels(result, draw(report, key, score))
     return result
+
+
+def _patient_orientation(key: KeySlice) -> list[str] | str:
+    """Along the rows, then down the columns; empty where it is not known (PS3.3 C.7.6.1.1.1)."""
+    if key.orientation is None:
+        return ""
+    beyond = edges(key.orientation)
+    return [beyond["right"], beyond["bottom"]]
 
 
 def _source_image(score: "FindingScore") -> Dataset:
@@ -130,12 +153,10 @@ def _set_pixels(result: Dataset, pixels: np.ndarray) -> None:
 
 
 def draw(report: StudyReport, key: KeySlice, score: "FindingScore") -> np.ndarray:
-    """uint8 [rows, columns, 3]: banner, slice with contours and ring, finding and score."""
-    rows, columns = key.grey.shape
-    scale = max(1, -(-SMALLEST_SIDE // min(rows, columns)))
-    picture = Image.fromarray(key.grey).resize((columns * scale, rows * scale), Image.Resampling.BICUBIC)
-    picture = picture.convert("RGB")
-    _mark(ImageDraw.Draw(picture), key, score, scale)
+    """uint8 [rows, columns, 3]: banner, slice with contours, ring and sides, finding and score."""
+    picture = _slice(key, score)
+    if key.orientation is not None:
+        picture = _lettered(picture, edges(key.orientation))
 
     status = STATUS_NOTICE.get(report.bundle.status)
     above = [_line(BANNER, picture.width, RED)] + ([_line(status, picture.width, RED)] if status else [])
@@ -152,15 +173,56 @@ def draw(report: StudyReport, key: KeySlice, score: "FindingScore") -> np.ndarra
     return np.asarray(page)
 
 
-def _mark(pen: ImageDraw.ImageDraw, key: KeySlice, score: "FindingScore", scale: int) -> None:
+def _slice(key: KeySlice, score: "FindingScore") -> Image.Image:
+    """The slice as it lies in the source, with contours and ring."""
+    rows, columns = key.grey.shape
+    scales = _scales(key)
+    size = round(columns * scales[1]), round(rows * scales[0])
+    picture = Image.fromarray(key.grey).resize(size, Image.Resampling.BICUBIC).convert("RGB")
+    _mark(picture, key, score, scales)
+    return picture
+
+
+def _scales(key: KeySlice) -> tuple[float, float]:
+    """Rows and columns of the picture for one of the source: as long as wide in mm, none of its sides too short."""
+    rows, columns = key.grey.shape
+    down, across = key.spacing or (1.0, 1.0)
+    if max(down, across) > MOST_STRETCHED * min(down, across):
+        down = across = 1.0
+    down, across = down / min(down, across), across / min(down, across)
+    scale = max(1, math.ceil(SMALLEST_SIDE / min(rows * down, columns * across)))
+    return down * scale, across * scale
+
+
+def _mark(picture: Image.Image, key: KeySlice, score: "FindingScore", scales: tuple[float, float]) -> None:
+    """Contours and ring. The centre of the source's first pixel is half a pixel from its edges, whatever its scale."""
     assert score.location is not None
+    pen = ImageDraw.Draw(picture)
+    down, across = scales
     for contour in key.contours:
-        points = [(float((column + 0.5) * scale), float((row + 0.5) * scale)) for row, column in contour]
+        points = [(float((column + 0.5) * across), float((row + 0.5) * down)) for row, column in contour]
         pen.line([*points, points[0]], fill=YELLOW, width=2)
     source = score.location.source
-    x, y = (source.column + 0.5) * scale, (source.row + 0.5) * scale
-    radius = max(12, round(0.03 * min(key.grey.shape) * scale))
+    x, y = (source.column + 0.5) * across, (source.row + 0.5) * down
+    radius = max(12, round(0.03 * min(picture.size)))
     pen.ellipse((x - radius, y - radius, x + radius, y + radius), outline=YELLOW, width=2)
+
+
+def _lettered(picture: Image.Image, beyond: Mapping[str, str]) -> Image.Image:
+    """The slice in a margin with the letters of what lies beyond each edge."""
+    width, height = picture.width + 2 * MARGIN, picture.height + 2 * MARGIN
+    framed = Image.new("RGB", (width, height), BLACK)
+    framed.paste(picture, (MARGIN, MARGIN))
+    pen, font = ImageDraw.Draw(framed), ImageFont.load_default(FONT_SIZES[0])
+    places = {
+        "left": (MARGIN / 2, height / 2),
+        "right": (width - MARGIN / 2, height / 2),
+        "top": (width / 2, MARGIN / 2),
+        "bottom": (width / 2, height - MARGIN / 2),
+    }
+    for edge, place in places.items():
+        pen.text(place, beyond[edge], fill=WHITE, font=font, anchor="mm")
+    return framed
 
 
 def _caption(report: StudyReport, score: "FindingScore") -> str:

@@ -86,10 +86,14 @@ class KeySlice:
 
     `grey` is uint8 [rows, columns], windowed. Each contour is [points, 2]: (row, column), 0-based and whole at
     pixel centres, as in `SourceVoxel`. `lossy` holds what the source says of lossy compression (PS3.3 C.7.6.1).
+    `orientation` (along a row, then down a column; LPS) and `spacing` (between rows, columns; mm) are None where they
+    are not known.
     """
 
     label: str
     grey: np.ndarray = field(repr=False)
+    orientation: tuple[float, float, float, float, float, float] | None = None
+    spacing: tuple[float, float] | None = None
     contours: tuple[np.ndarray, ...] = field(default=(), repr=False)
     lossy: Dataset = field(default_factory=Dataset, repr=False)
 
