@@ -5,7 +5,7 @@ import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -170,12 +170,12 @@ def analyse_study(
     installation_uid: str,
     results: ResultsSettings,
     image_path: ImagePath,
-    created: datetime | None = None,
+    created: datetime,
 ) -> Analysis:
     """Assess the scans and build the result objects of the study's next revision.
 
     `source` is the header that the patient and study are copied from; `image_path` says where a source image lies,
-    for the pictures; `created` defaults to now.
+    for the pictures.
     """
     chosen = [scans[fate.series_instance_uid] for fate in fate_rows if fate.state == "prepared"]
     predecessors = study.last.results if study.last is not None else ()
@@ -186,7 +186,7 @@ def analyse_study(
         bundle=bundle,
         revision=study.revision + 1,
         content_digest=study.content_digest,
-        created=created or datetime.now(UTC).astimezone(),
+        created=created,
         installation_uid=installation_uid,
         predecessors=tuple((r.sop_class_uid, r.sop_instance_uid, r.series_instance_uid) for r in predecessors),
     )

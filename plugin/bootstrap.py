@@ -6,11 +6,13 @@ import subprocess
 import sys
 import warnings
 from contextlib import AbstractContextManager, nullcontext
+from datetime import UTC, datetime
 from functools import cached_property
 from importlib.metadata import version
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING
+from zoneinfo import ZoneInfo
 
 import pydicom
 import structlog
@@ -230,6 +232,11 @@ class Plugin:
     @cached_property
     def installation_uid(self) -> str:
         return self.spool.installation_uid()
+
+    def now(self) -> datetime:
+        """The time in the zone of the site: that of the settings, else the machine's."""
+        zone = self.settings.results.time_zone
+        return datetime.now(UTC).astimezone(ZoneInfo(zone) if zone else None)
 
     def holds_signals_to(self, receiver: "SignalReceiver") -> bool:
         """Whether a receiver is told nothing, since its setting does not let out what an unproven model says."""

@@ -145,6 +145,7 @@ def _analyse(
         thresholds=plugin.settings.thresholds,
         device=device,
         installation_uid=plugin.installation_uid,
+        created=plugin.now(),
         results=plugin.settings.results,
         image_path=lambda series_uid, sop_uid: paths[series_uid, sop_uid],
     )

@@ -132,11 +132,18 @@ def _make_ready(plugin: Plugin, queues: Sequence[str]) -> None:
     if "prepare" in queues:
         plugin.sandbox.start()
     if "analyse" in queues:
+        warn_of_zone(plugin)
         plugin.bundle.model(plugin.device)
     if "deliver" in queues:
         plugin.check_certificates()
     if "signal" in queues:
         plugin.check_signals()
+
+
+def warn_of_zone(plugin: Plugin) -> None:
+    """No hospital has its clocks at UTC without a name for it; containers have, and their results would say so."""
+    if not plugin.settings.results.time_zone and time.tzname == ("UTC", "UTC"):
+        log.warning("results say that the dates of the study are UTC: set results.time_zone to the zone of the site")
 
 
 @dataclass

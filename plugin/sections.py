@@ -5,6 +5,7 @@ What listens or connects is in `plugin.sections_network`; `plugin.settings` puts
 
 from pathlib import Path
 from typing import Annotated, Literal
+from zoneinfo import ZoneInfo
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, model_validator
 
@@ -81,7 +82,19 @@ class ModelSettings(Section):
     threads: int = Field(0, ge=0)
 
 
+def _known_zone(name: str) -> str:
+    """Raises ValueError for a name that is in no table of time zones here."""
+    try:
+        return ZoneInfo(name).key if name else name
+    except (KeyError, ValueError, OSError):  # not in the table, no name at all, a folder of the table
+        raise ValueError(
+            f"no time zone {name!r} is known here: give an IANA name such as Europe/Berlin; "
+            "where the system has no table of them, install its package tzdata"
+        ) from None
+
+
 class ResultsSettings(Section):
+    time_zone: Annotated[str, AfterValidator(_known_zone)] = ""
     findings_report: bool = True
     key_images: bool = True
     parametric_map: bool = False

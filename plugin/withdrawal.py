@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
 
 from pydicom import Dataset, dcmread
@@ -47,7 +47,7 @@ def withdraw(plugin: Plugin, study_instance_uid: str, *, reason: Rejection) -> W
         rejected,
         reason=reason,
         explanation=f"Revision {current.number} is withdrawn.",
-        created=datetime.now(UTC).astimezone(),
+        created=plugin.now(),
         installation_uid=plugin.installation_uid,
     )
     path = plugin.spool.results_folder(study_instance_uid, current.number) / file.name

@@ -176,6 +176,7 @@ def _analyse(plugin: Plugin, claim: Claim) -> None:
         thresholds=thresholds,
         device=plugin.device,
         installation_uid=plugin.installation_uid,
+        created=plugin.now(),
         results=plugin.settings.results,
         image_path=partial(plugin.spool.instance_path, study.study_instance_uid),
     )

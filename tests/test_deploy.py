@@ -128,7 +128,8 @@ def filled(value: str, variables: dict[str, str]) -> str:
 def example() -> dict[str, str]:
     """compose.env.example, with something for all that a site must set itself."""
     rows = re.findall(r"^(\w+)=(.*)$", (DEPLOY / "compose.env.example").read_text(), re.MULTILINE)
-    return {name: value or "a-long-random-text" for name, value in rows if name != "HLIP_PUBLIC_URL"}
+    optional = ("HLIP_PUBLIC_URL", "HLIP_TIME_ZONE")
+    return {name: value or "a-long-random-text" for name, value in rows if value or name not in optional}
 
 
 def settings_of(environment: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> Settings:

@@ -17,6 +17,7 @@ from plugin.bootstrap import Plugin
 from plugin.folder import analyse_folder
 from plugin.pictures import with_pictures
 from plugin.settings import ResultsSettings
+from plugin.withdrawal import withdraw
 from road import head_ct, renamed, road, settings
 from series import chest, head, series, write
 
@@ -237,6 +238,15 @@ def test_analyze_says_the_same_as_the_served_road(tmp_path: Path) -> None:
         written = json.loads((outcome.folder / "findings.json").read_text())
         assert written["findings"] == served["findings"]
         assert [r["sop_instance_uid"] for r in written["results"]] == [r["sop_instance_uid"] for r in served["results"]]
+
+
+def test_results_and_their_withdrawal_are_dated_in_the_zone_of_the_site(tmp_path: Path) -> None:
+    with road(tmp_path, thresholds=POSITIVE, results={"time_zone": "Asia/Kolkata"}) as plugin:
+        dcmsend(plugin.port, head_ct(tmp_path)[0].parent)
+        plugin.settled(instances=12)
+        withdraw(plugin.plugin, uid("a"), reason="quality")
+        made = [dcmread(path) for path in plugin.plugin.spool.results_folder(uid("a"), 1).iterdir()]
+        assert [each.TimezoneOffsetFromUTC for each in made] == ["+0530"] * 4
 
 
 def test_results_go_to_a_storage_scp_too(tmp_path: Path) -> None:

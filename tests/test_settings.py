@@ -1,11 +1,16 @@
 """Settings: the sample file is complete and true, variables win over files, mistakes are told."""
 
+import time
 import tomllib
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 from pydantic import BaseModel, ValidationError
+from structlog.testing import capture_logs
 
+from plugin.bootstrap import Plugin
+from plugin.roles import warn_of_zone
 from plugin.settings import Settings, load_settings
 
 SAMPLE = Path(__file__).parents[1] / "deploy" / "hlip.toml"
@@ -48,6 +53,9 @@ def test_a_variable_wins_over_the_file(tmp_path: Path, monkeypatch: pytest.Monke
         "[listener]\nprot = 104\n",
         "[listener]\nport = 99999\n",
         "[lisener]\nport = 104\n",
+        "[results]\ntime_zone = 'Mars/Olympus'\n",
+        "[results]\ntime_zone = '../../etc/passwd'\n",
+        "[results]\ntime_zone = 'Europe'\n",
         "[[destinations]]\nname = 'a'\n",
         "[[destinations]]\nname = 'a'\nhost = 'h'\n",
         "[[destinations]]\nname = 'a'\nhost = 'h'\nae_title = 'A'\ndelete_withdrawn = 'orthanc'\n",
@@ -65,6 +73,39 @@ def test_a_mistake_is_refused(tmp_path: Path, text: str) -> None:
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"nowhere\.toml"):
         load_settings(tmp_path / "nowhere.toml")
+
+
+def test_a_time_zone_that_is_none_is_told_with_what_to_do() -> None:
+    with pytest.raises(ValidationError, match=r"no time zone 'CEST' is known here.*tzdata"):
+        Settings(results={"time_zone": "CEST"})
+
+
+def test_results_are_dated_in_the_zone_of_the_site(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TZ", "America/Caracas")
+    time.tzset()
+    try:
+        zones = [Plugin(Settings(results={"time_zone": name})).now().utcoffset() for name in ("Asia/Kolkata", "")]
+    finally:
+        monkeypatch.undo()
+        time.tzset()
+    assert zones == [timedelta(hours=5, minutes=30), timedelta(hours=-4)]
+
+
+@pytest.mark.parametrize(("machine", "site", "warnings"), [
+    ("UTC", "", 1), ("UTC", "UTC", 0), ("UTC", "Asia/Kolkata", 0), ("Europe/London", "", 0), ("Africa/Accra", "", 0),
+])  # fmt: skip
+def test_a_machine_at_utc_is_warned_of_where_no_zone_is_set(
+    monkeypatch: pytest.MonkeyPatch, machine: str, site: str, warnings: int
+) -> None:
+    monkeypatch.setenv("TZ", machine)
+    time.tzset()
+    try:
+        with capture_logs() as logs:
+            warn_of_zone(Plugin(Settings(results={"time_zone": site})))
+    finally:
+        monkeypatch.undo()
+        time.tzset()
+    assert ["results.time_zone" in line["event"] for line in logs] == [True] * warnings
 
 
 def test_secrets_are_not_printed(tmp_path: Path) -> None:
