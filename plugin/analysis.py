@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING
 
 from pydicom import Dataset, dcmread
 
+from hlip_core.headers import MALFORMED
 from hlip_core.reasons import Reason
 from hlip_core.volume import PreparedScan
 from plugin.lifecycle import SeriesState
 from plugin.pictures import ImagePath, with_pictures
-from plugin.results import SeriesFate, StudyReport, build_results, to_bytes
+from plugin.results import SeriesFate, StudyReport, build_results, creation_time, to_bytes
 from plugin.settings import ResultsSettings
 from plugin.spool import write_durably
 from plugin.study import SeriesView, StudyView
@@ -171,11 +172,15 @@ def analyse_study(
     results: ResultsSettings,
     image_path: ImagePath,
     created: datetime,
+    run: str = "",
+    kept: Path | None = None,
 ) -> Analysis:
     """Assess the scans and build the result objects of the study's next revision.
 
     `source` is the header that the patient and study are copied from; `image_path` says where a source image lies,
-    for the pictures.
+    for the pictures. `run` tells runs apart where no index counts revisions. `kept` is the folder of this revision's
+    objects: what an earlier attempt left there under the same UIDs gives the time of creation, so that they are the
+    same to the byte.
     """
     chosen = [scans[fate.series_instance_uid] for fate in fate_rows if fate.state == "prepared"]
     predecessors = study.last.results if study.last is not None else ()
@@ -188,12 +193,30 @@ def analyse_study(
         content_digest=study.content_digest,
         created=created,
         installation_uid=installation_uid,
+        run=run,
         predecessors=tuple((r.sop_class_uid, r.sop_instance_uid, r.series_instance_uid) for r in predecessors),
     )
+    if kept is not None:
+        report = replace(report, created=created_before(report, kept) or created)
     report = with_pictures(report, scans, bundle.preprocessing, image_path, results)
     built = build_results(report, without=[name for name, wanted in switches(results).items() if not wanted])
     files = tuple(result_file(result) for result in built)
     return Analysis(report, files, inputs_digest(study, fate_rows, bundle, thresholds))
+
+
+def created_before(report: StudyReport, folder: Path) -> datetime | None:
+    """When the objects of the same UIDs were made that lie in the folder, if there are some.
+
+    An attempt may have ended between its objects and its row in the index, or the index is older than the objects.
+    """
+    for path in folder.glob("*.dcm"):
+        try:
+            created = creation_time(report, dcmread(path, stop_before_pixels=True))
+        except MALFORMED:
+            continue
+        if created is not None:
+            return created
+    return None
 
 
 def switches(results: ResultsSettings) -> dict[str, bool]:

@@ -136,6 +136,7 @@ def _analyse(
         return Outcome(study, None, str(nothing.reason), folder)
     progress("analysing", 0, 1)
     paths = {(a.series_instance_uid, a.sop_instance_uid): a.path for a in arrivals}
+    created = plugin.now()
     analysis = analyse_study(
         study,
         scans,
@@ -145,7 +146,8 @@ def _analyse(
         thresholds=plugin.settings.thresholds,
         device=device,
         installation_uid=plugin.installation_uid,
-        created=plugin.now(),
+        created=created,
+        run=created.isoformat(),
         results=plugin.settings.results,
         image_path=lambda series_uid, sop_uid: paths[series_uid, sop_uid],
     )

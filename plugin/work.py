@@ -177,6 +177,7 @@ def _analyse(plugin: Plugin, claim: Claim) -> None:
         device=plugin.device,
         installation_uid=plugin.installation_uid,
         created=plugin.now(),
+        kept=plugin.spool.results_folder(study.study_instance_uid, study.revision + 1),
         results=plugin.settings.results,
         image_path=partial(plugin.spool.instance_path, study.study_instance_uid),
     )

@@ -119,6 +119,8 @@ def test_the_same_report_gives_the_same_bytes():
     "change",
     [
         {"revision": 2},
+        {"installation_uid": "2.25.4001"},
+        {"run": "2026-11-24T13:05:07+01:00"},
         {"content_digest": sha256("other content")},
         {"bundle": Card(digest=sha256("other bundle"))},
         {"source": source(StudyInstanceUID="2.25.1001")},

@@ -80,6 +80,7 @@ def test_the_surface_is_what_it_says() -> None:
         "SourceFrame",
         "StudyReport",
         "build_results",
+        "creation_time",
         "html",
         "key_findings",
         "key_slice",

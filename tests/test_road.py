@@ -237,7 +237,7 @@ def test_analyze_says_the_same_as_the_served_road(tmp_path: Path) -> None:
         assert outcome.analysis is not None
         written = json.loads((outcome.folder / "findings.json").read_text())
         assert written["findings"] == served["findings"]
-        assert [r["sop_instance_uid"] for r in written["results"]] == [r["sop_instance_uid"] for r in served["results"]]
+        assert [r["file"] for r in written["results"]] == [Path(r["path"]).name for r in served["results"]]
 
 
 def test_results_and_their_withdrawal_are_dated_in_the_zone_of_the_site(tmp_path: Path) -> None:

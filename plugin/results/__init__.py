@@ -21,6 +21,7 @@ from plugin.results.identity import (
     SUMMARY,
     SUPERSEDED_KINDS,
     Kind,
+    creation_time,
     result_uid,
     to_bytes,
 )
@@ -42,6 +43,7 @@ __all__ = [
     "SourceFrame",
     "StudyReport",
     "build_results",
+    "creation_time",
     "html",
     "key_findings",
     "key_slice",

@@ -76,6 +76,8 @@ SUPERSEDED_KINDS = frozenset(kind.sop_class_uid for kind in (FINDINGS, KEY_IMAGE
 def result_uid(kind: str, report: StudyReport, *parts: str) -> UID:
     """A UID that follows from everything that can change the result: the same again for the same result."""
     return derived_uid(
+        report.installation_uid,
+        report.run,
         str(report.source.StudyInstanceUID),
         report.content_digest,
         report.bundle.digest,
@@ -85,6 +87,11 @@ def result_uid(kind: str, report: StudyReport, *parts: str) -> UID:
         kind,
         *parts,
     )
+
+
+def instance_uid(kind: Kind, report: StudyReport, part: str = "") -> UID:
+    """The SOPInstanceUID of a result; `part` tells several objects of one kind apart."""
+    return result_uid("instance", report, kind.name, part)
 
 
 def derived_uid(*parts: str) -> UID:
@@ -153,7 +160,7 @@ def new_object(report: StudyReport, kind: Kind, *, part: str = "", instance_numb
         report.source,
         kind,
         series_instance_uid=result_uid("series", report, kind.name),
-        sop_instance_uid=result_uid("instance", report, kind.name, part),
+        sop_instance_uid=instance_uid(kind, report, part),
         created=report.created,
         installation_uid=report.installation_uid,
     )
@@ -198,6 +205,17 @@ def common_modules(
     result.ContentQualification = "RESEARCH"
     result.file_meta = _file_meta(result)
     return result
+
+
+def creation_time(report: StudyReport, result: Dataset) -> datetime | None:
+    """When `result` was made, if it is the summary of this very report; None for any other object.
+
+    Raises AttributeError and ValueError for one that has not what `common_modules` gives it.
+    """
+    if result.SOPInstanceUID != instance_uid(SUMMARY, report):
+        return None
+    text = f"{result.InstanceCreationDate}{result.InstanceCreationTime}{result.TimezoneOffsetFromUTC}"
+    return datetime.strptime(text, "%Y%m%d%H%M%S.%f%z")
 
 
 def _file_meta(result: Dataset) -> FileMetaDataset:

@@ -23,6 +23,7 @@ from plugin.results.identity import (
     SOFTWARE_VERSION,
     Kind,
     fit,
+    instance_uid,
     new_object,
     result_uid,
     to_bytes,
@@ -112,7 +113,7 @@ def _identity(kind: Kind, report: StudyReport) -> dict[str, Any]:
     return {
         "series_instance_uid": result_uid("series", report, kind.name),
         "series_number": kind.series_number,
-        "sop_instance_uid": result_uid("instance", report, kind.name, ""),
+        "sop_instance_uid": instance_uid(kind, report),
         "instance_number": 1,
         "manufacturer": MANUFACTURER,
         "manufacturer_model_name": "HLIP",

@@ -160,7 +160,9 @@ class StudyReport:
         Timezone aware; it becomes ContentDate and ContentTime. Dates copied from the source that carry no
         offset are taken to be in the same zone (PS3.3 C.12.1.1.8), so give it in the zone of the site.
     installation_uid
-        Names this installation as the device that observed.
+        Names this installation as the device that observed. No two make the same UIDs.
+    run
+        Where no index counts revisions, what sets the objects of this run apart from those of another; else empty.
     key_slices
         One for each key image that is wanted, of findings that are positive and located.
     relevance_map
@@ -175,6 +177,7 @@ class StudyReport:
     content_digest: str
     created: datetime
     installation_uid: str
+    run: str = ""
     predecessors: tuple[Predecessor, ...] = ()
     key_slices: tuple[KeySlice, ...] = ()
     relevance_map: RelevanceMap | None = None

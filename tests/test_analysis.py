@@ -1,0 +1,58 @@
+"""What is made again is the same to the byte, and what is made anew has UIDs of its own."""
+
+from dataclasses import replace
+from datetime import timedelta
+from pathlib import Path
+
+from pydicom.uid import generate_uid
+
+from peers import dcmsend
+from plugin.analysis import created_before
+from plugin.bootstrap import Plugin
+from plugin.folder import analyse_folder
+from plugin.results import build_results, to_bytes
+from reports import CREATED, report, score
+from road import head_ct, road, settings
+
+STUDY = generate_uid(entropy_srcs=["a"])
+POSITIVE = {"intracranial_hemorrhage": -1.0}
+
+
+def served(folder: Path) -> dict[str, bytes]:
+    """The objects of the study's first revision, by name, from a server that is sent the study."""
+    with road(folder, thresholds=POSITIVE) as plugin:
+        dcmsend(plugin.port, folder / "a-2")
+        plugin.settled(instances=12)
+        plugin.plugin.database.close()
+        place = plugin.plugin.spool.results_folder(STUDY, 1)
+        return {path.name: path.read_bytes() for path in place.iterdir()}
+
+
+def test_a_server_whose_index_is_lost_makes_the_same_bytes_again(tmp_path: Path) -> None:
+    head_ct(tmp_path)
+    first = served(tmp_path)
+    for path in (tmp_path / "data").glob("index*"):
+        path.unlink()
+    assert served(tmp_path) == first
+    assert len(first) == 3
+
+
+def test_only_objects_of_the_same_uids_say_when_they_were_made(tmp_path: Path) -> None:
+    made = report(score())
+    assert created_before(made, tmp_path / "nowhere") is None
+    (tmp_path / "broken.dcm").write_bytes(b"no DICOM")
+    for number, result in enumerate(build_results(made)):
+        (tmp_path / f"{number}.dcm").write_bytes(to_bytes(result))
+    assert created_before(replace(made, created=CREATED + timedelta(days=1)), tmp_path) == CREATED
+    assert created_before(replace(made, revision=2), tmp_path) is None
+    assert created_before(replace(made, installation_uid="2.25.4001"), tmp_path) is None
+
+
+def test_two_runs_of_analyze_make_objects_of_their_own(tmp_path: Path) -> None:
+    paths, plugin = head_ct(tmp_path), Plugin(settings(tmp_path, thresholds=POSITIVE))
+    made: list[str] = []
+    for out in ("one", "one", "two"):
+        (outcome,) = analyse_folder(plugin, paths, tmp_path / out, device="cpu", progress=lambda *_: None)
+        assert outcome.analysis is not None
+        made += [file.sop_instance_uid for file in outcome.analysis.files]
+    assert len(made) == len(set(made)) == 9
