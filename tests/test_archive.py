@@ -26,7 +26,7 @@ from plugin.archive.listing import Ask, Listing
 from plugin.archive.pace import Pace, closed_until
 from plugin.archive.scan import End, Run, Wishes
 from plugin.archive.selection import Selection, read_uids
-from plugin.archive.source import Stopped
+from plugin.archive.source import Stopped, study_of
 from plugin.bootstrap import Plugin, configure
 from plugin.index import archive as index
 from plugin.index import archive_fetch, future, intake, leases, overview, retention, settling
@@ -177,6 +177,20 @@ def test_entries_that_are_none_are_counted_and_hold_nothing_up(tmp_path: Path) -
     with site(tmp_path, studies(2), trick=trick) as (here, _archive):
         here.scan()
         assert len(here.fetched()) == 2 and here.report()["listed"]["malformed"] >= 2
+
+
+def test_a_study_whose_modalities_the_pacs_leaves_empty_is_fetched(tmp_path: Path) -> None:
+    def trick(request: Request) -> None:
+        if request.path.endswith("/studies"):
+            request.json([{**row, "00080061": {"vr": "CS"}} for row in request.pacs.find_studies({})])
+
+    with site(tmp_path, studies(2), trick=trick) as (here, _archive):
+        here.scan()
+        assert here.reasons() == {("fetched", None): 2}
+    empty = Dataset()
+    empty.StudyInstanceUID, empty.ModalitiesInStudy = "1.2.3", ""
+    found = study_of(empty)
+    assert found is not None and found.modalities == ()
 
 
 def test_studies_may_be_named_by_a_file(tmp_path: Path) -> None:

@@ -90,7 +90,7 @@ def study_of(row: Dataset) -> FoundStudy | None:
         date=text(row, "StudyDate"),
         description=text(row, "StudyDescription"),
         patient_id=text(row, "PatientID"),
-        modalities=words(row, "ModalitiesInStudy"),
+        modalities=tuple(filter(None, words(row, "ModalitiesInStudy"))),  # returned without a value: unknown
         num_instances=max(0, integer(row, "NumberOfStudyRelatedInstances") or 0),
     )
 
