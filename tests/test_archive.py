@@ -395,6 +395,20 @@ def test_a_scan_looks_ahead_only_so_far(tmp_path: Path) -> None:
         assert here.reasons() == {("fetched", None): 2, ("planned", None): 4}
 
 
+def test_what_another_scan_has_fetched_holds_up_none(tmp_path: Path) -> None:
+    with site(tmp_path, studies(4), rules={"look_ahead": 2}) as (here, _):
+        database = here.plugin.database
+        paused = scans.open_scan(database, Selection(), Wishes())
+        index.plan(database, paused.id, [(study(n)[0].StudyInstanceUID, 3) for n in (8, 9)])
+        for _ in range(2):
+            item = archive_fetch.claim(database, paused.id, owner="x-1", lease_seconds=60, look_ahead=2)
+            assert item is not None and archive_fetch.end(database, item, "whole")
+        index.pause(database, paused.id)
+        other = scans.open_scan(database, ALL, Wishes())
+        index.plan(database, other.id, [(study(0)[0].StudyInstanceUID, 3)])
+        assert archive_fetch.claim(database, other.id, owner="x-1", lease_seconds=60, look_ahead=2) is not None
+
+
 def test_a_pause_lets_no_study_begin_until_it_is_resumed(tmp_path: Path) -> None:
     with site(tmp_path, studies(3)) as (here, _archive):
         database = here.plugin.database

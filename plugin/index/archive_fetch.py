@@ -39,9 +39,10 @@ class Fetch:
 
 
 def claim(database: Database, scan_id: int, *, owner: str, lease_seconds: float, look_ahead: int) -> Fetch | None:
-    """The next study of a running scan; None where none is due, or `look_ahead` studies are here already."""
+    """The next study of a running scan; None where none is due, or `look_ahead` studies of it are here already."""
     row, due = ArchiveStudy, is_due()
-    in_flight = or_(row.state == FetchState.FETCHED, and_(row.state == FetchState.FETCHING, row.lease_until >= clock()))
+    here = or_(row.state == FetchState.FETCHED, and_(row.state == FetchState.FETCHING, row.lease_until >= clock()))
+    in_flight = and_(row.scan_id == scan_id, here)
     with database.write() as session:
         if session.get_one(ArchiveScan, scan_id).state != ScanState.RUNNING:
             return None
