@@ -337,6 +337,27 @@ def test_a_study_of_which_an_instance_is_missing_for_good_is_not_analysed_in_par
         assert archive.asked[series_path] == 1, "what is here already is not fetched again"
 
 
+def of_a_private_class(datasets: list[Dataset]) -> list[Dataset]:
+    """As the Siemens CSA Non-Image objects, which bear the modality of the images beside them."""
+    for dataset in datasets:
+        dataset.SOPClassUID = dataset.file_meta.MediaStorageSOPClassUID = "1.3.12.2.1107.5.9.1"
+    return datasets
+
+
+@pytest.mark.parametrize("slices", [1, 3])
+def test_an_object_of_a_class_that_we_do_not_take_holds_up_no_study(tmp_path: Path, slices: int) -> None:
+    mixed, other = study(1), study(2)
+    of_a_private_class(mixed[:slices])
+    with site(tmp_path, mixed + other) as (here, _archive):
+        here.scan()
+        if slices == 1:
+            assert here.reasons() == {("fetched", None): 2}
+            assert here.fetched() == {mixed[0].StudyInstanceUID: 2, other[0].StudyInstanceUID: 3}
+        else:
+            assert here.reasons() == {("fetched", None): 1, ("skipped", "unsupported_class"): 1}
+        assert here.report()["troubles"] == {"unsupported_class": slices}
+
+
 def test_a_pacs_that_lets_nobody_in_ends_the_scan_with_a_clear_word(tmp_path: Path) -> None:
     with site(tmp_path, studies(3), trick=lambda request: request.answer(401)) as (here, archive):
         end = here.scan()

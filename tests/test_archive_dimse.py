@@ -14,16 +14,20 @@ from pynetdicom import AE, build_context, evt
 from pynetdicom.events import Event
 from pynetdicom.sop_class import (  # type: ignore[attr-defined]
     CTImageStorage,
+    SecondaryCaptureImageStorage,
     StudyRootQueryRetrieveInformationModelFind,
+    StudyRootQueryRetrieveInformationModelGet,
     StudyRootQueryRetrieveInformationModelMove,
 )
 
 from peers import free_port
-from plugin.archive.dimse import identifier
+from plugin.archive.dimse import _storage_contexts, identifier
 from plugin.archive.source import Query
 from test_archive import ALL, Site, studies, study
 
 FAILED_FIND, OUT_OF_RESOURCES, UNABLE = 0xC001, 0xA700, 0xA702
+CSA = "1.3.12.2.1107.5.9.1"
+"""Siemens CSA Non-Image: of a modality, and no image."""
 
 
 @dataclass
@@ -60,7 +64,7 @@ class Pacs:
         for uid, dataset in list(found.items())[: 1 if failure else None]:
             answer = Dataset()
             answer.QueryRetrieveLevel = level
-            for keyword in ("StudyDate", "PatientID", "Modality", "SeriesDescription"):
+            for keyword in ("StudyDate", "PatientID", "Modality", "SeriesDescription", "SOPClassUID"):
                 setattr(answer, keyword, dataset.get(keyword, ""))
             setattr(answer, key, uid)
             yield 0xFF00, answer
@@ -86,19 +90,37 @@ class Pacs:
                 yield 0xFF00, dataset
 
 
+    def on_get(self, event: Event) -> Iterator[Any]:
+        """Fails as a whole where a class was not negotiated, as some do."""
+        self.asked[f"get {event.identifier.QueryRetrieveLevel}"] += 1
+        found = self.matches(event.identifier)
+        offered = {context.abstract_syntax for context in event.assoc.accepted_contexts}
+        yield len(found)
+        if {dataset.SOPClassUID for dataset in found} - offered:
+            yield UNABLE, None
+            return
+        for dataset in found:
+            yield 0xFF00, dataset
+
+
 @contextmanager
-def site(folder: Path, datasets: list[Dataset], **behaviour: Any) -> Iterator[tuple[Site, Pacs]]:
-    """A PACS by C-FIND and C-MOVE, and a site that scans it."""
+def site(
+    folder: Path, datasets: list[Dataset], *, retrieve: str = "move", **behaviour: Any
+) -> Iterator[tuple[Site, Pacs]]:
+    """A PACS by C-FIND, C-MOVE and C-GET, and a site that scans it."""
     pacs = Pacs(datasets, free_port(), **behaviour)
     ae = AE("PACS")
     ae.supported_contexts = [
         build_context(StudyRootQueryRetrieveInformationModelFind),
         build_context(StudyRootQueryRetrieveInformationModelMove),
+        build_context(StudyRootQueryRetrieveInformationModelGet),
     ]
-    handlers = [(evt.EVT_C_FIND, pacs.on_find), (evt.EVT_C_MOVE, pacs.on_move)]
+    for sop_class in (CTImageStorage, SecondaryCaptureImageStorage, CSA):
+        ae.add_supported_context(sop_class, scp_role=True, scu_role=False)
+    handlers = [(evt.EVT_C_FIND, pacs.on_find), (evt.EVT_C_MOVE, pacs.on_move), (evt.EVT_C_GET, pacs.on_get)]
     server = ae.start_server(("127.0.0.1", 0), block=False, evt_handlers=handlers)
     rules = {"host": "127.0.0.1", "port": server.server_address[1], "ae_title": "PACS", "move_port": pacs.move_port}
-    here = Site(folder, "", look_ahead=100, **rules)
+    here = Site(folder, "", look_ahead=100, retrieve=retrieve, **rules)
     try:
         yield here, pacs
     finally:
@@ -111,6 +133,19 @@ def test_studies_come_by_c_move(tmp_path: Path) -> None:
         here.scan()
         assert here.reasons() == {("fetched", None): 3} and set(here.fetched().values()) == {3}
         assert pacs.asked["move SERIES"] == 3 and not pacs.asked["move IMAGE"]
+
+
+def test_a_dose_sheet_and_an_object_of_a_private_class_hold_up_no_study_by_c_get(tmp_path: Path) -> None:
+    sheet, private, only = study(0), study(1), study(2)
+    for dataset, sop_class in ((sheet[0], SecondaryCaptureImageStorage), (private[0], CSA), *((d, CSA) for d in only)):
+        dataset.SOPClassUID = dataset.file_meta.MediaStorageSOPClassUID = sop_class
+    with site(tmp_path, sheet + private + only, retrieve="get") as (here, pacs):
+        here.scan()
+        assert here.reasons() == {("fetched", None): 2, ("skipped", "unsupported_class"): 1}
+        assert here.fetched() == {sheet[0].StudyInstanceUID: 3, private[0].StudyInstanceUID: 2}
+        assert here.report()["troubles"]["unsupported_class"] == 4
+        assert (pacs.asked["get SERIES"], pacs.asked["get IMAGE"]) == (3, 2)
+    assert len(_storage_contexts()) < 128
 
 
 def test_what_failed_sub_operations_left_out_is_asked_for_again(tmp_path: Path) -> None:

@@ -126,11 +126,12 @@ class Dicomweb:
             raise Gone
         return rows
 
-    def instances(self, study_uid: str, series_uid: str) -> frozenset[str]:
+    def instances(self, study_uid: str, series_uid: str) -> dict[str, str]:
         def page(limit: int, offset: int) -> list[Any]:
             return self._client.search_for_instances(study_uid, series_uid, limit=limit, offset=offset)
 
-        return frozenset(text(row, "SOPInstanceUID") for row in self._all(page, "SOPInstanceUID"))
+        rows = self._all(page, "SOPInstanceUID")
+        return {text(row, "SOPInstanceUID"): text(row, "SOPClassUID") for row in rows}
 
     def _all(self, page: Any, keyword: str) -> list[Dataset]:
         """Every match once, page by page, until a page brings nothing new."""

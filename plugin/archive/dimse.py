@@ -26,6 +26,7 @@ from pynetdicom.association import Association
 from pynetdicom.events import Event
 from pynetdicom.presentation import PresentationContext, build_context
 from pynetdicom.sop_class import (  # type: ignore[attr-defined]
+    SecondaryCaptureImageStorage,
     StudyRootQueryRetrieveInformationModelFind,
     StudyRootQueryRetrieveInformationModelGet,
     StudyRootQueryRetrieveInformationModelMove,
@@ -51,7 +52,7 @@ from plugin.dimse import Peer, open_association
 from plugin.listener import Listener
 from plugin.sections_archive import ArchiveSettings
 from plugin.settings import ListenerSettings
-from plugin.sop_classes import CONTENT
+from plugin.sop_classes import ACCEPTED, CONTENT
 from plugin.spool import Spool
 
 SUCCESS, OUT_OF_RESOURCES, DESTINATION_UNKNOWN = 0x0000, 0xA700, 0xA801
@@ -191,10 +192,10 @@ class Dimse:
             raise Gone
         return list(rows.values())
 
-    def instances(self, study_uid: str, series_uid: str) -> frozenset[str]:
-        asked = identifier("IMAGE", ("SOPInstanceUID",), StudyInstanceUID=study_uid, SeriesInstanceUID=series_uid)
-        matches, _ = self._find(asked)
-        return frozenset(uid for row in matches if (uid := text(row, "SOPInstanceUID")))
+    def instances(self, study_uid: str, series_uid: str) -> dict[str, str]:
+        uids = {"StudyInstanceUID": study_uid, "SeriesInstanceUID": series_uid}
+        matches, _ = self._find(identifier("IMAGE", ("SOPInstanceUID", "SOPClassUID"), **uids))
+        return {uid: text(row, "SOPClassUID") for row in matches if (uid := text(row, "SOPInstanceUID"))}
 
     def _find(self, asked: Dataset) -> tuple[list[Dataset], bool]:
         """The matches, and whether the PACS gave up among them."""
@@ -254,7 +255,7 @@ class Dimse:
                 return 0xA700
             return SUCCESS
 
-        roles = [build_role(uid, scp_role=True) for uid in sorted(CONTENT)]
+        roles = [build_role(uid, scp_role=True) for uid in ACCEPTED]
         contexts = [build_context(model), *_storage_contexts()]
         with open_association(self._peer, contexts, roles, [(evt.EVT_C_STORE, store)]) as association:
             _check(association, model)
@@ -267,11 +268,14 @@ class Dimse:
 
 
 def _storage_contexts() -> list[PresentationContext]:
-    """A context for each class and compressed syntax, so that the PACS need not decompress."""
-    classes = sorted(CONTENT)
+    """A context for each class, and for compressed syntaxes of images, so that the PACS need not decompress.
+
+    Together with the service's own no more than an association may have, 128 (PS3.8 section 9.3.2.2).
+    """
     return [
-        *(build_context(uid, list(PLAIN)) for uid in classes),
-        *(build_context(uid, [syntax]) for uid in classes for syntax in COMPRESSED),
+        *(build_context(uid, list(PLAIN)) for uid in ACCEPTED),
+        *(build_context(uid, [syntax]) for uid in sorted(CONTENT) for syntax in COMPRESSED),
+        *(build_context(SecondaryCaptureImageStorage, [syntax]) for syntax in COMPRESSED),
     ]
 
 

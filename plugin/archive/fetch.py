@@ -18,6 +18,7 @@ from plugin.index.archive_fetch import Fetch
 from plugin.index.database import Database, IndexUnavailable
 from plugin.lifecycle import backoff_seconds
 from plugin.sections_archive import ArchiveSettings
+from plugin.sop_classes import ACCEPTED
 from plugin.spool import Spool
 
 log = structlog.get_logger("hlip.archive")
@@ -27,7 +28,11 @@ MENDED = frozenset({"truncated"})
 
 
 class _NothingWanted(Exception):
-    """No series of the study was selected."""
+    """The study has nothing to fetch: no series was selected, or they hold nothing that we take."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
 
 
 @dataclass(frozen=True)
@@ -79,8 +84,8 @@ class Fetcher:
             what = {"reason": None, "instances": count, "megabytes": size / 1e6, "fetch_seconds": seconds}
             stands = archive_fetch.end(self.database, item, "whole", publish=staging.hand_over, **what)
             log.info("fetched" if stands else "lost", study_instance_uid=item.study_instance_uid, instances=count)
-        except _NothingWanted:
-            archive_fetch.end(self.database, item, "skipped", reason="not_selected")
+        except _NothingWanted as nothing:
+            archive_fetch.end(self.database, item, "skipped", reason=nothing.reason)
             staging.discard()
         except Gone:
             archive_fetch.end(self.database, item, "gone", reason="gone")
@@ -120,7 +125,7 @@ class Fetcher:
         uid = staging.study_instance_uid
         wanted = [series for series in self.source.series(uid) if self.selection.wants(series)]
         if not wanted:
-            raise _NothingWanted
+            raise _NothingWanted("not_selected")
         staging.keep_only(series.series_instance_uid for series in wanted)
         for series in wanted:
             try:
@@ -129,34 +134,53 @@ class Fetcher:
                 self.source.series(uid)  # raises Gone where it is the whole study
                 raise NotNow("incomplete") from None
         staging.keep_only(series.series_instance_uid for series in wanted)
+        if not any(staging.has(series.series_instance_uid) for series in wanted):
+            raise _NothingWanted("unsupported_class")
 
     def _series(self, series: FoundSeries, staging: Staging) -> None:
-        """One series with all its instances. Raises NotNow where some are missing in the end, Gone where all are."""
+        """One series with all its instances of the classes that we take, if it has any.
+
+        Raises NotNow where some are missing in the end, Gone where all are.
+        """
         study_uid, uid = staging.study_instance_uid, series.series_instance_uid
         if not staging.has(uid):
             try:
                 self.source.fetch_series(study_uid, uid, staging)
             except NotNow as trouble:
-                if trouble.reason not in MENDED:
+                if trouble.reason not in MENDED and not self._is_for_a_class(trouble, study_uid, uid):
                     raise
                 staging.troubles[trouble.reason] += 1
-        if series.num_instances and len(staging.has(uid)) >= series.num_instances:
+        refused = staging.refused.get(uid, set())
+        if series.num_instances and len(staging.has(uid) | refused) >= series.num_instances:
             return
         listed = self.source.instances(study_uid, uid)
         if series.num_instances > len(listed):  # some PACS drop entries
             listed |= self.source.instances(study_uid, uid)
-        for sop_uid in sorted(listed - staging.has(uid)):
+        wanted = {sop_uid for sop_uid, sop_class in listed.items() if _is_taken(sop_class)}
+        staging.troubles["unsupported_class"] += len(listed.keys() - wanted - refused)
+        for sop_uid in sorted(wanted - staging.has(uid) - refused):
             staging.troubles["asked_again"] += 1
             try:
                 self.source.fetch_instance(study_uid, uid, sop_uid, staging)
             except Gone:
                 staging.troubles["instance_gone"] += 1
-        here = staging.has(uid)
-        if not here:
+        self._check_is_whole(series, staging, wanted, len(listed))
+
+    def _check_is_whole(self, series: FoundSeries, staging: Staging, wanted: set[str], num_listed: int) -> None:
+        """Raises Gone or NotNow where it is not."""
+        here = staging.has(series.series_instance_uid)
+        refused = staging.refused.get(series.series_instance_uid, set())
+        if not here and not refused and (wanted or not num_listed):
             raise Gone
-        if listed - here:
+        if wanted - here - refused:
             raise NotNow("incomplete")
-        staging.troubles["count_differs"] += bool(series.num_instances)
+        staging.troubles["count_differs"] += bool(series.num_instances) and series.num_instances != num_listed
+
+    def _is_for_a_class(self, trouble: NotNow, study_uid: str, series_uid: str) -> bool:
+        """Whether a retrieval by DIMSE failed for an instance whose class was not negotiated: then one by one."""
+        if not trouble.reason.startswith("retrieve_"):
+            return False
+        return not all(map(_is_taken, self.source.instances(study_uid, series_uid).values()))
 
     @contextmanager
     def _kept_alive(self, item: Fetch) -> Iterator[None]:
@@ -178,3 +202,8 @@ class Fetcher:
         finally:
             done.set()
             thread.join()
+
+
+def _is_taken(sop_class_uid: str) -> bool:
+    """Whether we take instances of a class; what is not told excludes nothing."""
+    return not sop_class_uid or sop_class_uid in ACCEPTED

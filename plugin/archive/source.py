@@ -153,8 +153,8 @@ class Source(Protocol):
 
     def series(self, study_uid: str) -> list[FoundSeries]: ...
 
-    def instances(self, study_uid: str, series_uid: str) -> frozenset[str]:
-        """SOPInstanceUIDs of a series."""
+    def instances(self, study_uid: str, series_uid: str) -> dict[str, str]:
+        """SOPInstanceUIDs of a series with their SOPClassUIDs, "" where it does not say."""
         ...
 
     def fetch_series(self, study_uid: str, series_uid: str, sink: Sink) -> None: ...

@@ -42,6 +42,8 @@ class Staging:
     ) -> None:
         self.study_instance_uid = study_instance_uid
         self.troubles: Counter[str] = Counter()
+        self.refused: dict[str, set[str]] = {}
+        """By SeriesInstanceUID, the SOPInstanceUIDs that came and are of a class that we do not take."""
         self._max_object_bytes = max_object_bytes
         self._pace = pace
         self._place = spool.fetched / str(scan_id) / study_instance_uid
@@ -125,6 +127,7 @@ class Staging:
                 trouble = "other_study"
             elif identity.sop_class_uid not in ACCEPTED:
                 trouble = "unsupported_class"
+                self.refused.setdefault(identity.series_instance_uid, set()).add(identity.sop_instance_uid)
             elif place.exists():
                 trouble = "repeated"
         if trouble:
