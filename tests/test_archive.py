@@ -11,6 +11,7 @@ from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from urllib.parse import parse_qs, urlsplit
 
 import numpy as np
 import pytest
@@ -155,6 +156,35 @@ def test_a_pacs_that_knows_no_offset_and_gives_only_so_many_is_asked_day_by_day(
         source = Dicomweb(Settings(archive={"url": archive.url}).archive)
         found = [study for batch in Listing(source, ALL, page=200, ask=ask(source)) for study in batch]
         assert {study.study_instance_uid for study in found} == set(archive.studies)
+
+
+def test_a_pacs_that_allows_small_limits_only_is_scanned_whole(tmp_path: Path) -> None:
+    def trick(request: Request) -> None:
+        query = parse_qs(urlsplit(request.handler.path).query)
+        if int(query.get("limit", ["1"])[0]) > 10:
+            request.answer(400)
+
+    with site(tmp_path, STUDIES + study(40, slices=12), rules={"page": 10}, trick=trick) as (here, _archive):
+        here.scan(Selection())
+        assert here.reasons() == {("fetched", None): 32}
+        listed = here.report()["listed"]
+        assert listed["not_verified"] == 1 and not listed.get("http_400")
+
+
+@pytest.mark.parametrize("knows_offset", [True, False])
+def test_instances_are_listed_whole_whether_the_pacs_knows_an_offset_or_not(knows_offset: bool) -> None:
+    def trick(request: Request) -> None:
+        if request.path.endswith("/instances"):
+            query = parse_qs(urlsplit(request.handler.path).query)
+            limit, offset = int(query["limit"][0]), int(query["offset"][0]) * knows_offset
+            rows = [{"00080018": {"vr": "UI", "Value": [d.SOPInstanceUID]}} for d in _all(request)]
+            request.json(rows[offset : offset + limit])
+
+    datasets = study(1, slices=30)
+    with pacs(datasets, trick=trick) as archive:
+        source = Dicomweb(Settings(archive={"url": archive.url, "page": 10}).archive)
+        listed = source.instances(datasets[0].StudyInstanceUID, datasets[0].SeriesInstanceUID)
+        assert set(listed) == {dataset.SOPInstanceUID for dataset in datasets}
 
 
 def ask(source: Dicomweb) -> Ask:

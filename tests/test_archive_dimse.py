@@ -1,5 +1,6 @@
 """A PACS that speaks DIMSE, and fails in the middle of it: studies are fetched whole all the same, or end with why."""
 
+import threading
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,25 +20,39 @@ from pynetdicom.sop_class import (  # type: ignore[attr-defined]
     StudyRootQueryRetrieveInformationModelGet,
     StudyRootQueryRetrieveInformationModelMove,
 )
+from rich.console import Console
 
 from peers import free_port
+from plugin.archive import report as reports
+from plugin.archive import scan as scans
 from plugin.archive.dimse import _storage_contexts, identifier
+from plugin.archive.listing import Listing
+from plugin.archive.pace import Pace
+from plugin.archive.scan import Wishes
+from plugin.archive.selection import Selection
 from plugin.archive.source import Query
+from plugin.index import archive as index
 from test_archive import ALL, Site, studies, study
 
-FAILED_FIND, OUT_OF_RESOURCES, UNABLE = 0xC001, 0xA700, 0xA702
+FAILED_FIND, OUT_OF_RESOURCES, UNABLE, CANCELLED = 0xC001, 0xA700, 0xA702, 0xFE00
 CSA = "1.3.12.2.1107.5.9.1"
 """Siemens CSA Non-Image: of a modality, and no image."""
 
 
 @dataclass
 class Pacs:
-    """What it holds. `find` and `move`: failures still to come; `loses`: instances that C-MOVE of a series lacks."""
+    """What it holds. `find` and `move`: failures still to come; `loses`: instances that C-MOVE of a series lacks.
+
+    `cap`: the most studies of an answer, and whether it `says_so` of a cut one; `refuses_above` so many it gives none.
+    """
 
     datasets: list[Dataset]
     move_port: int
     find: dict[str, list[int]] = field(default_factory=dict)
     move: list[int] = field(default_factory=list)
+    cap: int = 1000
+    says_so: bool = False
+    refuses_above: int = 1000
     loses: set[str] = field(default_factory=set)
     asked: Counter[str] = field(default_factory=Counter)
 
@@ -59,17 +74,21 @@ class Pacs:
         if failure == FAILED_FIND:
             yield failure, None
             return
+        if level == "STUDY" and len(self.matches(event.identifier)) > self.refuses_above:
+            yield OUT_OF_RESOURCES, None
+            return
         key = {"STUDY": "StudyInstanceUID", "SERIES": "SeriesInstanceUID", "IMAGE": "SOPInstanceUID"}[level]
         found = {dataset.get(key): dataset for dataset in self.matches(event.identifier)}
-        for uid, dataset in list(found.items())[: 1 if failure else None]:
+        cap = self.cap if level == "STUDY" and len(found) > self.cap else None
+        for uid, dataset in list(found.items())[: 1 if failure else cap]:
             answer = Dataset()
             answer.QueryRetrieveLevel = level
             for keyword in ("StudyDate", "PatientID", "Modality", "SeriesDescription", "SOPClassUID"):
                 setattr(answer, keyword, dataset.get(keyword, ""))
             setattr(answer, key, uid)
             yield 0xFF00, answer
-        if failure:
-            yield failure, None
+        if failure or (cap and self.says_so):
+            yield failure or CANCELLED, None
 
     def on_move(self, event: Event) -> Iterator[Any]:
         level = event.identifier.QueryRetrieveLevel
@@ -88,7 +107,6 @@ class Pacs:
                 yield 0xFF00, broken
             else:
                 yield 0xFF00, dataset
-
 
     def on_get(self, event: Event) -> Iterator[Any]:
         """Fails as a whole where a class was not negotiated, as some do."""
@@ -173,6 +191,47 @@ def test_an_answer_that_the_pacs_cuts_short_is_asked_for_again_by_halves(tmp_pat
         here.scan()
         assert here.reasons() == {("fetched", None): 4}
         assert here.report()["listed"]["cut"] == 1 and pacs.asked["find STUDY"] >= 3
+
+
+@pytest.mark.parametrize(
+    "behaviour", [{"cap": 10}, {"cap": 7, "says_so": True}, {"refuses_above": 7}], ids=["silent", "fe00", "a700"]
+)
+@pytest.mark.parametrize("dated", [True, False])
+def test_a_pacs_that_gives_only_so_many_is_asked_until_it_gives_all(
+    tmp_path: Path, behaviour: dict[str, Any], dated: bool
+) -> None:
+    with site(tmp_path, studies(31), **behaviour) as (here, _):
+        assert found_by(here, ALL if dated else Selection()) == (31, 0)
+
+
+@pytest.mark.parametrize("says_so", [True, False])
+def test_a_day_of_which_the_pacs_gives_only_a_part_is_said_to_be_so(tmp_path: Path, says_so: bool) -> None:
+    crowded = [dataset for number in range(50, 65) for dataset in study(number, date="20240505")]
+    with site(tmp_path, studies(31) + crowded, cap=10, says_so=says_so) as (here, _):
+        found, incomplete_days = found_by(here, Selection())
+        assert incomplete_days == 1 and 31 + 10 >= found >= 31
+        database = here.plugin.database
+        scan = scans.open_scan(database, Selection(), Wishes())
+        index.set_listed(database, scan.id, {"incomplete_days": 1})
+        console = Console(record=True, width=120)
+        console.print(reports.page(here.report()))
+        assert "of 1 days the PACS gives only a part" in console.export_text()
+
+
+def test_a_pacs_that_refuses_every_query_is_not_asked_for_every_day(tmp_path: Path) -> None:
+    with site(tmp_path, studies(3), refuses_above=-1) as (here, pacs):
+        end = here.scan(Selection())
+        assert end.exit_code == 3 and "find_cut" in end.why and pacs.asked["find STUDY"] < 40
+
+
+def found_by(here: Site, selection: Selection) -> tuple[int, int]:
+    """How many studies are found, and of how many days only a part."""
+    with scans.open_source(here.plugin, here.plugin.settings.archive) as source:
+        pace = Pace(hours=(), studies_per_hour=0, bytes_per_second=0, stop=threading.Event())
+        patient = scans.Patient(source, here.plugin.settings.archive, pace)
+        listing = Listing(source, selection, page=200, ask=patient)
+        found = {study.study_instance_uid for batch in listing for study in batch}
+        return len(found), listing.facts["incomplete_days"]
 
 
 def test_a_study_that_the_pacs_no_longer_has_is_gone(tmp_path: Path) -> None:

@@ -24,6 +24,8 @@ SLOWEST_BYTES_PER_SECOND = 1024
 ACCEPT = 'multipart/related; type="application/dicom"; transfer-syntax=*'
 STUDY_FIELDS = ("StudyDate", "StudyDescription", "PatientID", "ModalitiesInStudy", "NumberOfStudyRelatedInstances")
 SERIES_FIELDS = ("Modality", "BodyPartExamined", "SeriesDescription", "StationName", "NumberOfSeriesRelatedInstances")
+LARGE = 10
+"""So many pages at once are asked for only where there is no other way: some PACS refuse such a limit."""
 BUSY = frozenset({429, 502, 503, 504})
 """The PACS as a whole has no time (RFC 9110, RFC 6585)."""
 
@@ -134,18 +136,19 @@ class Dicomweb:
         return {text(row, "SOPInstanceUID"): text(row, "SOPClassUID") for row in rows}
 
     def _all(self, page: Any, keyword: str) -> list[Dataset]:
-        """Every match once, page by page, until a page brings nothing new."""
+        """Every match once, page by page, until a page brings nothing new; in a large one where pages are all alike."""
         found: dict[str, Dataset] = {}
-        offset, limit = 0, 10 * self._settings.page
+        offset, limit = 0, self._settings.page
         while True:
             with _judged():
                 rows = page(limit, offset)
             new = {uid: row for row in _datasets(rows) if (uid := text(row, keyword)) and uid not in found}
             found |= new
+            if not new and offset and len(rows) >= limit == self._settings.page:  # it knows no offset
+                offset, limit = 0, LARGE * limit
+                continue
             offset += len(rows)
-            if not new:
-                return list(found.values())
-            if len(rows) < limit and len(rows) % 10:
+            if not new or (len(rows) < limit and len(rows) % 10):
                 return list(found.values())
 
     # ---- WADO-RS ---------------------------------------------------------------------------------------

@@ -55,7 +55,9 @@ from plugin.settings import ListenerSettings
 from plugin.sop_classes import ACCEPTED, CONTENT
 from plugin.spool import Spool
 
-SUCCESS, OUT_OF_RESOURCES, DESTINATION_UNKNOWN = 0x0000, 0xA700, 0xA801
+SUCCESS, OUT_OF_RESOURCES, DESTINATION_UNKNOWN, CANCELLED = 0x0000, 0xA700, 0xA801, 0xFE00
+CUT = frozenset({OUT_OF_RESOURCES, CANCELLED})
+"""How an answer to C-FIND ends that would be too long: we never cancel."""
 PENDING = frozenset({0xFF00, 0xFF01})
 RETRIEVE_PATIENCE = 10
 """A retrieval may be silent for so many times as long as a query: not every PACS tells how far it is."""
@@ -179,14 +181,16 @@ class Dimse:
     # ---- C-FIND ----------------------------------------------------------------------------------------
 
     def studies(self, query: Query, *, limit: int, offset: int) -> Answer:
-        """All matches: DIMSE knows neither limit nor offset."""
+        """All matches: DIMSE knows neither limit nor offset. Raises NotNow where a single day gets nothing at all."""
         given = {"StudyDate": query.dates, "ModalitiesInStudy": query.modality, "PatientID": query.patient_id}
         matches, cut = self._find(identifier("STUDY", STUDY_KEYS, **{k: v for k, v in given.items() if v}))
+        if cut and not matches and query.first_date and query.first_date == query.last_date:
+            raise NotNow("find_cut")
         rows = [row for row in map(study_of, matches) if row is not None]
         return Answer(rows, len(matches), malformed=len(matches) - len(rows), cut=cut)
 
     def series(self, study_uid: str) -> list[FoundSeries]:
-        matches, _ = self._find(identifier("SERIES", SERIES_KEYS, StudyInstanceUID=study_uid))
+        matches = self._find_all(identifier("SERIES", SERIES_KEYS, StudyInstanceUID=study_uid))
         rows = {row.series_instance_uid: row for row in map(series_of, matches) if row is not None}
         if not rows:
             raise Gone
@@ -194,11 +198,18 @@ class Dimse:
 
     def instances(self, study_uid: str, series_uid: str) -> dict[str, str]:
         uids = {"StudyInstanceUID": study_uid, "SeriesInstanceUID": series_uid}
-        matches, _ = self._find(identifier("IMAGE", ("SOPInstanceUID", "SOPClassUID"), **uids))
+        matches = self._find_all(identifier("IMAGE", ("SOPInstanceUID", "SOPClassUID"), **uids))
         return {uid: text(row, "SOPClassUID") for row in matches if (uid := text(row, "SOPInstanceUID"))}
 
+    def _find_all(self, asked: Dataset) -> list[Dataset]:
+        """The matches. Raises NotNow where the PACS cut them short."""
+        matches, cut = self._find(asked)
+        if cut:
+            raise NotNow("find_cut")
+        return matches
+
     def _find(self, asked: Dataset) -> tuple[list[Dataset], bool]:
-        """The matches, and whether the PACS gave up among them."""
+        """The matches, and whether the PACS has more than it gives: none of a query that it finds too broad."""
         model = StudyRootQueryRetrieveInformationModelFind
         with open_association(self._peer, [build_context(model)]) as association:
             _check(association, model)
@@ -207,7 +218,7 @@ class Dimse:
                 code = _code(status)
                 if code in PENDING:
                     matches.append(match if match is not None else Dataset())
-                elif code == OUT_OF_RESOURCES and matches:
+                elif code in CUT:
                     return matches, True
                 elif code != SUCCESS:
                     raise NotNow(f"find_{code:04x}")

@@ -3,6 +3,7 @@
 import csv
 import threading
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +79,7 @@ def page(found: dict[str, Any]) -> Group:
     for title, counts in (("finding them", found["listed"]), ("on the way", found["troubles"])):
         if counts:
             lines.append(Text(f"{title}: {', '.join(f'{count} {name}' for name, count in sorted(counts.items()))}"))
-    return Group(table, *lines)
+    return Group(table, *lines, *_missing(found["listed"]))
 
 
 def estimate(
@@ -91,7 +92,8 @@ def estimate(
     pace = Pace(hours=rules.not_during, studies_per_hour=0, bytes_per_second=0, stop=stop)
     studies: dict[str, int] = {}
     with open_source(plugin, rules) as source, console.status("asking the PACS") as status:
-        listing = Listing(source, selection, page=rules.page, ask=Patient(source, rules, pace))
+        patient = Patient(source, rules, pace)
+        listing = Listing(source, selection, page=rules.page, ask=patient, check=patient.once)
         for batch in listing:
             studies.update((study.study_instance_uid, study.num_instances) for study in batch)
             status.update(f"asking the PACS: {len(studies)} studies")
@@ -106,7 +108,14 @@ def estimate(
         table.add_row("to fetch, at most about", decimal(int(instances * share * INSTANCE_BYTES)))
     for row in _times(plugin, rules, new):
         table.add_row(*row)
-    return Group(table, Text("Nothing was fetched or written."))
+    return Group(table, *_missing(listing.facts), Text("Nothing was fetched or written."))
+
+
+def _missing(facts: Mapping[str, int]) -> list[Text]:
+    """What finding the studies left open."""
+    if not (days := facts.get("incomplete_days")):
+        return []
+    return [Text(f"Not all studies are found: of {days} days the PACS gives only a part. Name them with --studies.")]
 
 
 def _times(plugin: Plugin, rules: ArchiveSettings, studies: int) -> list[tuple[str, str]]:

@@ -117,6 +117,11 @@ class Patient:
                 self._pace.wait(wait if trouble.wait_seconds is None else trouble.wait_seconds)
         raise AssertionError("unreachable")
 
+    def once(self, query: Query, limit: int, offset: int) -> Answer:
+        """Without patience. Raises Denied, Gone, NotNow, Stopped."""
+        self._pace.wait_until_open()
+        return self._source.studies(query, limit=limit, offset=offset)
+
 
 class Run:
     """One process' work on a scan."""
@@ -187,7 +192,7 @@ class Run:
 
     def _list(self) -> None:
         patient = Patient(self._source, self._rules, self.pace)
-        listing = Listing(self._source, self._selection, page=self._rules.page, ask=patient)
+        listing = Listing(self._source, self._selection, page=self._rules.page, ask=patient, check=patient.once)
         database, scan_id = self._plugin.database, self._scan.id
         for batch in listing:
             index.plan(database, scan_id, [(study.study_instance_uid, study.num_instances) for study in batch])
