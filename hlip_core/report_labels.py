@@ -24,7 +24,8 @@ DEFAULT = Path(__file__).with_name("report_words.toml")
 State = Literal["present", "uncertain", "absent", "unmentioned"]
 
 CUES = (
-    "still_there", "nothing_learnt", "no_denials", "doubts_after", "denials_after", "elsewhere", "doubts", "denials",
+    "still_there", "nothing_learnt", "no_denials", "doubts_after", "denials_after", "seen_before", "elsewhere",
+    "doubts", "denials",
 )  # fmt: skip
 """The lists of the table, the one that counts first where words of two overlap."""
 
@@ -61,6 +62,7 @@ class ReportWords:
             self.version = str(table["version"])
             self._cues = [(kind, _pattern(table[kind])) for kind in CUES]
             self._ends = _pattern(table["clause_ends"])
+            self._goes_on = _pattern(table["goes_on"])
             self._findings = tuple(_finding(row) for row in table["finding"])
         except (KeyError, TypeError) as error:
             raise InputError(f"a table of report words has a missing or unknown field: {error}") from error
@@ -92,16 +94,41 @@ class ReportWords:
 
     def _of_sentence(self, sentence: str) -> Iterator[tuple[str, State]]:
         text = _plain(sentence)
-        cues = list(self._found_cues(text))
+        cues, names = list(self._found_cues(text)), self._names(text)
         for finding in self._findings:
             if finding.normal and finding.normal.search(text):
                 yield finding.label, "absent"
             for match in finding.words.finditer(text):
                 if finding.never and _is_something_else(finding.never, text, match):
                     continue
-                state = _state(text, match, cues, self._ends)
+                state = self._state(text, match, cues, names)
                 if state is not None:
                     yield finding.label, state
+
+    def _names(self, text: str) -> list[tuple[int, int]]:
+        """Where names stand, those that overlap as one."""
+        merged: list[tuple[int, int]] = []
+        for start, end in sorted(match.span() for f in self._findings for match in f.words.finditer(text)):
+            if merged and start < merged[-1][1]:
+                merged[-1] = (merged[-1][0], max(end, merged[-1][1]))
+            else:
+                merged.append((start, end))
+        return merged
+
+    def _state(
+        self, text: str, match: re.Match[str], cues: Sequence[_Cue], names: Sequence[tuple[int, int]]
+    ) -> State | None:
+        """What the clause says of a name in it; None where nothing is learnt."""
+        start = max((end.end() for end in self._ends.finditer(text, 0, match.start())), default=0)
+        start = max(start, text.rfind(";", 0, match.start()) + 1)
+        past = min((end.start() for end in self._ends.finditer(text, match.end())), default=len(text))
+        before = [cue for cue in cues if start <= cue.start and cue.end <= match.start() and cue.kind in BEFORE]
+        after = [cue for cue in cues if match.end() <= cue.start and cue.end <= past and cue.kind in AFTER]
+        kinds = {cue.kind for cue in before if _reaches_on(text, cue, match)}
+        kinds |= {cue.kind for cue in after if _reaches_back(text, cue, match, names)}
+        if self._goes_on.search(re.split("[,;]", text[match.end() :])[0]):
+            kinds.discard("seen_before")
+        return next((state for kind, state in DECIDES if kind in kinds), "present")
 
     def _found_cues(self, text: str) -> Iterator[_Cue]:
         """Words of the lists, each piece of text counted once."""
@@ -165,21 +192,46 @@ def _is_something_else(never: re.Pattern[str], text: str, match: re.Match[str]) 
     return never.search(text, start, match.end()) is not None
 
 
-def _state(text: str, match: re.Match[str], cues: Sequence[_Cue], ends: re.Pattern[str]) -> State | None:
-    """What the clause says of a name in it; None where nothing is learnt."""
-    start = max((end.end() for end in ends.finditer(text, 0, match.start())), default=0)
-    start = max(start, text.rfind(";", 0, match.start()) + 1)
-    past = min((end.start() for end in ends.finditer(text, match.end())), default=len(text))
-    kinds = {cue.kind for cue in cues if start <= cue.start and cue.end <= match.start() and cue.kind in BEFORE}
-    kinds |= {cue.kind for cue in cues if match.end() <= cue.start and cue.end <= past and cue.kind in AFTER}
-    return next((state for kind, state in DECIDES if kind in kinds), "present")
+def _reaches_on(text: str, cue: _Cue, match: re.Match[str]) -> bool:
+    """Whether a word before a name is of it: past a comma only where a list goes on, bare names or before an "or"."""
+    parts = text[cue.end : match.start()].split(",")[1:]
+    if not parts:
+        return True
+    follows = text[match.end() :].split(";")[0].split(",")
+    if any(LIST_END.match(part) for part in (parts[-1], *follows[1:])):
+        return all(LISTED.fullmatch(part) for part in parts[:-1])
+    is_bare = not follows[0].strip(" .:") or AND_MORE.match(follows[0]) is not None
+    return is_bare and all(LISTED.fullmatch(part) for part in parts)
 
 
-BEFORE = frozenset({"still_there", "nothing_learnt", "elsewhere", "doubts", "denials"})
+LIST_END = re.compile(r" (?:or|nor) ")
+AND_MORE = re.compile(r" (?:and|or|nor) ")
+LISTED = re.compile(r" (?!(?:\w+ )*(?:there|is|are|was|were|has|have|remains?|a|an|the)\b)(?:\w+ ?){0,5}")
+"""An entry of a list: a few words, none of them of a sentence."""
+
+
+def _reaches_back(text: str, cue: _Cue, match: re.Match[str], names: Sequence[tuple[int, int]]) -> bool:
+    """Whether words after a name are of it: it is the last one before them, or joined to that one in a list."""
+    end = next((e for s, e in names if s <= match.start() < e), match.end())
+    later = [(s, e) for s, e in names if end <= s and e <= cue.start]
+    gaps = [text[a:b] for a, b in zip([end, *(e for _, e in later)], [*(s for s, _ in later), cue.start], strict=True)]
+    *joints, last = gaps
+    if "," in last and not re.fullmatch(r",[^,]+, ?", last):
+        return False
+    is_singular = re.match(r"(?:is|has) ", text[cue.start : cue.end]) is not None
+    ends_well = not joints or re.search(r"\b(?:or|nor)\b" if is_singular else r"\b(?:and|or|nor)\b", joints[-1])
+    return bool(ends_well) and all(JOINT.fullmatch(joint) for joint in joints)
+
+
+JOINT = re.compile(r"(?:, (?:(?:and|or|nor) )?| (?:and|or|nor) )(?:\w+ ){0,2}")
+"""What stands between two names of a list."""
+
+BEFORE = frozenset({"still_there", "nothing_learnt", "seen_before", "elsewhere", "doubts", "denials"})
 AFTER = frozenset({"doubts_after", "denials_after"})
 DECIDES: tuple[tuple[str, State | None], ...] = (
     ("nothing_learnt", None),
     ("still_there", "present"),
+    ("seen_before", None),
     ("elsewhere", None),
     ("doubts_after", "uncertain"),
     ("denials", "absent"),
