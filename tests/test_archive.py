@@ -32,7 +32,7 @@ from plugin.bootstrap import Plugin, configure
 from plugin.index import archive as index
 from plugin.index import archive_fetch, future, intake, leases, overview, retention, settling
 from plugin.index.archive_tables import ArchiveStudy
-from plugin.index.database import Database
+from plugin.index.database import Database, IndexUnavailable
 from plugin.index.tables import Series, Study
 from plugin.lifecycle import FetchState
 from plugin.scheduler import Scheduler
@@ -335,6 +335,63 @@ def test_a_study_that_always_fails_is_given_up_and_the_others_are_not(tmp_path: 
         assert index.retry(here.plugin.database, 1) == 1
         here.scan()
         assert here.reasons() == {("fetched", None): 4}
+
+
+@pytest.mark.parametrize("status", [502, 503, 504, 403])
+def test_a_study_for_which_the_pacs_never_has_time_is_given_up_once_others_came(tmp_path: Path, status: int) -> None:
+    bad = study(1)[0].StudyInstanceUID
+    trick = at_first(f"{bad}/series/", lambda request: request.answer(status, Retry_After="0"), times=1000)
+    rules = {"max_attempts": 2, "parallel": 1, "first_retry_seconds": 0.2}
+    later = [dataset for number in range(2, 8) for dataset in study(number)]
+    with site(tmp_path, study(0) + study(1) + later, rules=rules, trick=trick) as (here, archive):
+        order = [study(n)[0].StudyInstanceUID for n in range(8)]
+        scan = scans.open_scan(here.plugin.database, ALL, Wishes())
+        index.plan(here.plugin.database, scan.id, [(uid, 3) for uid in order])
+        here.scan()
+        assert here.reasons() == {("fetched", None): 7, ("failed", f"http_{status}"): 1}
+        asked = [number for path, number in archive.asked.items() if f"{bad}/series/" in path]
+        assert sum(asked) <= 4
+
+
+def test_a_wait_of_no_seconds_is_as_long_as_the_first_of_ours(tmp_path: Path) -> None:
+    trick = at_first("/series", lambda request: request.answer(429, Retry_After="0"), times=1000)
+    rules = {"parallel": 1, "first_retry_seconds": 0.3, "longest_retry_seconds": 5}
+    with site(tmp_path, studies(1), rules=rules, trick=trick) as (here, archive):
+        scan, stop = scans.open_scan(here.plugin.database, ALL, Wishes()), threading.Event()
+        threading.Timer(1.5, stop.set).start()
+        with scans.open_source(here.plugin, here.plugin.settings.archive) as source:
+            Run(here.plugin, here.plugin.settings.archive, scan, source, stop).run(lambda *_: None)
+        assert sum(number for path, number in archive.asked.items() if path.endswith("/series")) <= 6
+
+
+def test_an_index_that_is_away_for_a_while_ends_no_listing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan, tries = index.plan, []
+
+    def away(*arguments: Any) -> int:
+        tries.append(1)
+        if len(tries) == 1:
+            raise IndexUnavailable
+        return plan(*arguments)
+
+    monkeypatch.setattr(index, "plan", away)
+    monkeypatch.setattr(scans, "AWAY_SECONDS", 0.05)
+    with site(tmp_path, studies(2)) as (here, _archive):
+        here.scan()
+        assert here.reasons() == {("fetched", None): 2}
+
+
+def test_a_pause_ends_the_listing_too(tmp_path: Path) -> None:
+    def trick(request: Request) -> None:
+        if request.path.endswith("/studies"):
+            if request.number == 2:
+                index.pause(here.plugin.database, 1)
+            request.sleep(0.3)
+
+    with site(tmp_path, STUDIES, rules={"page": 2}, trick=trick) as (here, archive):
+        scan = scans.open_scan(here.plugin.database, Selection(), Wishes())
+        with scans.open_source(here.plugin, here.plugin.settings.archive) as source:
+            end = Run(here.plugin, here.plugin.settings.archive, scan, source, threading.Event()).run(lambda *_: None)
+        assert "paused" in end.why and archive.asked["/dicom-web/studies"] < 10
 
 
 def test_a_study_that_vanished_and_one_that_vanishes_are_gone(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import pytest
 from pydicom import Dataset
 from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
 from pynetdicom import AE, build_context, evt
+from pynetdicom.association import Association
 from pynetdicom.events import Event
 from pynetdicom.sop_class import (  # type: ignore[attr-defined]
     CTImageStorage,
@@ -232,6 +233,23 @@ def found_by(here: Site, selection: Selection) -> tuple[int, int]:
         listing = Listing(source, selection, page=200, ask=patient)
         found = {study.study_instance_uid for batch in listing for study in batch}
         return len(found), listing.facts["incomplete_days"]
+
+
+def test_an_association_that_is_aborted_once_it_is_accepted_is_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    send, aborted = Association.send_c_move, []
+
+    def send_on_a_dead_one(association: Association, *arguments: Any, **options: Any) -> Any:
+        if not aborted:
+            aborted.append(association.abort())
+        return send(association, *arguments, **options)
+
+    monkeypatch.setattr(Association, "send_c_move", send_on_a_dead_one)
+    with site(tmp_path, studies(2)) as (here, _):
+        here.scan()
+        assert here.reasons() == {("fetched", None): 2}
+        assert here.report()["troubles"]["broken_association"] >= 1
 
 
 def test_a_study_that_the_pacs_no_longer_has_is_gone(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from pydicom import Dataset
 from urllib3.exceptions import ReadTimeoutError
 
 from hlip_core.headers import MALFORMED, text
-from plugin.archive.source import Answer, Denied, FoundSeries, Gone, NotNow, Query, Sink, series_of, study_of
+from plugin.archive.source import Answer, Denied, Forbidden, FoundSeries, Gone, NotNow, Query, Sink, series_of, study_of
 from plugin.delivery import session
 from plugin.sections_archive import LONGEST_RETRY_AFTER_SECONDS, ArchiveSettings
 from plugin.web.multipart import Headers, MultipartError, MultipartReader, check_boundary, media_type
@@ -26,8 +26,8 @@ STUDY_FIELDS = ("StudyDate", "StudyDescription", "PatientID", "ModalitiesInStudy
 SERIES_FIELDS = ("Modality", "BodyPartExamined", "SeriesDescription", "StationName", "NumberOfSeriesRelatedInstances")
 LARGE = 10
 """So many pages at once are asked for only where there is no other way: some PACS refuse such a limit."""
-BUSY = frozenset({429, 502, 503, 504})
-"""The PACS as a whole has no time (RFC 9110, RFC 6585)."""
+BUSY = frozenset({429, 503})
+"""The PACS as a whole has no time (RFC 9110, RFC 6585); 502 and 504 may as well be one study that it stumbles over."""
 
 
 def retry_after(value: str | None) -> float | None:
@@ -50,7 +50,7 @@ def _verdict(response: requests.Response | None) -> Exception:
     code = 0 if response is None else response.status_code
     wait = None if response is None else retry_after(response.headers.get("Retry-After"))
     if code in (401, 403):
-        return Denied(
+        return (Denied if code == 401 else Forbidden)(
             f"the PACS answers {code}: user, password or token of the settings' section [archive] do not let us in"
         )
     if code in (404, 410):

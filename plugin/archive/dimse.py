@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,8 @@ from pydicom.uid import (
 )
 from pynetdicom import build_role, evt
 from pynetdicom.association import Association
-from pynetdicom.events import Event
+from pynetdicom.events import Event, EventHandlerType
+from pynetdicom.pdu_primitives import SCP_SCU_RoleSelectionNegotiation
 from pynetdicom.presentation import PresentationContext, build_context
 from pynetdicom.sop_class import (  # type: ignore[attr-defined]
     SecondaryCaptureImageStorage,
@@ -152,6 +154,23 @@ def _study_of(path: Path) -> str:
         return ""
 
 
+@contextmanager
+def _associated(
+    peer: Peer,
+    contexts: list[PresentationContext],
+    roles: Sequence[SCP_SCU_RoleSelectionNegotiation] = (),
+    handlers: Sequence[EventHandlerType] = (),
+) -> Iterator[Association]:
+    """An association, established or not. Raises NotNow where the PACS aborts before anything was sent."""
+    with open_association(peer, contexts, roles, handlers) as association:
+        try:
+            yield association
+        except RuntimeError:  # pynetdicom: it must be established to send
+            if association.is_established:
+                raise
+            raise NotNow("broken_association", is_to_blame=False) from None
+
+
 class Dimse:
     """A `plugin.archive.source.Source`, for any number of threads: each question has its own association.
 
@@ -211,7 +230,7 @@ class Dimse:
     def _find(self, asked: Dataset) -> tuple[list[Dataset], bool]:
         """The matches, and whether the PACS has more than it gives: none of a query that it finds too broad."""
         model = StudyRootQueryRetrieveInformationModelFind
-        with open_association(self._peer, [build_context(model)]) as association:
+        with _associated(self._peer, [build_context(model)]) as association:
             _check(association, model)
             matches = []
             for status, match in association.send_c_find(asked, model):
@@ -245,7 +264,7 @@ class Dimse:
 
     def _move(self, asked: Dataset, sink: Sink) -> None:
         model = StudyRootQueryRetrieveInformationModelMove
-        with open_association(self._peer, [build_context(model)]) as association:
+        with _associated(self._peer, [build_context(model)]) as association:
             _check(association, model)
             association.dimse_timeout = association.network_timeout = RETRIEVE_PATIENCE * self._peer.timeout_seconds
             answers = association.send_c_move(asked, self._settings.move_ae_title, model)
@@ -268,7 +287,7 @@ class Dimse:
 
         roles = [build_role(uid, scp_role=True) for uid in ACCEPTED]
         contexts = [build_context(model), *_storage_contexts()]
-        with open_association(self._peer, contexts, roles, [(evt.EVT_C_STORE, store)]) as association:
+        with _associated(self._peer, contexts, roles, [(evt.EVT_C_STORE, store)]) as association:
             _check(association, model)
             association.dimse_timeout = association.network_timeout = RETRIEVE_PATIENCE * self._peer.timeout_seconds
             try:

@@ -4,14 +4,15 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import structlog
 
 from hlip_core.headers import MALFORMED
 from plugin.archive.pace import Pace
 from plugin.archive.selection import Selection
-from plugin.archive.source import Denied, FoundSeries, Gone, NotNow, Source, Stopped
+from plugin.archive.source import Denied, Forbidden, FoundSeries, Gone, NotNow, Source, Stopped
 from plugin.archive.staging import Staging
 from plugin.index import archive_fetch
 from plugin.index.archive_fetch import Fetch
@@ -26,6 +27,9 @@ log = structlog.get_logger("hlip.archive")
 MENDED = frozenset({"truncated"})
 """What is tried again at once, instance by instance."""
 
+OURS = frozenset({"disk_full"})
+"""For what goes wrong with us no study is to blame."""
+
 
 class _NothingWanted(Exception):
     """The study has nothing to fetch: no series was selected, or they hold nothing that we take."""
@@ -33,6 +37,28 @@ class _NothingWanted(Exception):
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
         self.reason = reason
+
+
+class Tries(NamedTuple):
+    """How often a study was tried in this run, and whether others came whole since the first time."""
+
+    count: int
+    others_came: bool
+
+
+class Excuses:
+    """Of the studies that could not be fetched in this run, for all its threads."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._tries: dict[str, tuple[int, int]] = {}
+
+    def count(self, study_uid: str, fetched: int) -> Tries:
+        """Once more, when so many studies of the run have come whole."""
+        with self._lock:
+            tries, before = self._tries.get(study_uid, (0, fetched))
+            self._tries[study_uid] = (tries + 1, before)
+        return Tries(tries + 1, fetched > before)
 
 
 @dataclass(frozen=True)
@@ -47,6 +73,7 @@ class Fetcher:
     pace: Pace
     bundle_digest: str
     max_object_bytes: int
+    excuses: Excuses = field(default_factory=Excuses)
 
     def fetch(self, item: Fetch) -> None:
         """Do all that there is to do with a claimed study.
@@ -61,7 +88,21 @@ class Fetcher:
             archive_fetch.end(self.database, item, known.event, reason=known.reason)
             return
         self.pace.begun()
-        staging = Staging(
+        try:
+            staging = self._staging(item)
+        except OSError as error:  # the disk
+            log.error("no staging", study_instance_uid=item.study_instance_uid, error=type(error).__name__)
+            put_back = {"reason": "disk", "wait_seconds": self.rules.first_retry_seconds, "is_to_blame": True}
+            archive_fetch.put_back(self.database, item, **put_back)
+            return
+        with self._kept_alive(item):
+            try:
+                self._fetch_into(item, staging)
+            finally:
+                archive_fetch.note_troubles(self.database, item, +staging.troubles)
+
+    def _staging(self, item: Fetch) -> Staging:
+        return Staging(
             self.spool,
             scan_id=item.scan_id,
             study_instance_uid=item.study_instance_uid,
@@ -69,11 +110,6 @@ class Fetcher:
             max_object_bytes=self.max_object_bytes,
             pace=self.pace,
         )
-        with self._kept_alive(item):
-            try:
-                self._fetch_into(item, staging)
-            finally:
-                archive_fetch.note_troubles(self.database, item, +staging.troubles)
 
     def _fetch_into(self, item: Fetch, staging: Staging) -> None:
         started = time.monotonic()
@@ -82,6 +118,7 @@ class Fetcher:
             count, size = staging.size()
             seconds = time.monotonic() - started
             what = {"reason": None, "instances": count, "megabytes": size / 1e6, "fetch_seconds": seconds}
+            self.pace.came_whole()
             stands = archive_fetch.end(self.database, item, "whole", publish=staging.hand_over, **what)
             log.info("fetched" if stands else "lost", study_instance_uid=item.study_instance_uid, instances=count)
         except _NothingWanted as nothing:
@@ -93,31 +130,39 @@ class Fetcher:
             log.warning("gone", study_instance_uid=item.study_instance_uid)
         except NotNow as trouble:
             self._later(item, staging, trouble)
-        except (Denied, Stopped):
+        except (Denied, Stopped) as end:
+            if isinstance(end, Forbidden) and self.pace.fetched:
+                self._later(item, staging, NotNow("http_403"))
+                return
             archive_fetch.put_back(self.database, item, reason="", wait_seconds=0, is_to_blame=False)
             raise
         except MALFORMED as error:
             self._later(item, staging, NotNow("disk" if isinstance(error, OSError) else "malformed"))
 
     def _later(self, item: Fetch, staging: Staging, trouble: NotNow) -> None:
-        """Put it back for a while, or give it up. While the PACS as a whole has no time, nothing else is begun."""
+        """Put it back for a while, or give it up. While the PACS as a whole has no time, nothing else is begun.
+
+        But where others came whole since it had none for the first time, it is this study that it has no time for.
+        """
         staging.troubles[trouble.reason] += 1
-        attempts = item.attempts + trouble.is_to_blame
+        tries = self.excuses.count(item.study_instance_uid, self.pace.fetched)
+        is_to_blame = trouble.is_to_blame or (tries.others_came and trouble.reason not in OURS)
+        attempts = item.attempts + is_to_blame
         wait = backoff_seconds(
-            max(1, attempts), first=self.rules.first_retry_seconds, longest=self.rules.longest_retry_seconds
+            max(1, attempts if is_to_blame else tries.count),
+            first=self.rules.first_retry_seconds,
+            longest=self.rules.longest_retry_seconds,
         )
         if trouble.wait_seconds is not None:
-            wait = trouble.wait_seconds
-        if not trouble.is_to_blame:
+            wait = max(trouble.wait_seconds, self.rules.first_retry_seconds)
+        if not is_to_blame:
             self.pace.leave_alone(wait)
         log.warning("not fetched", study_instance_uid=item.study_instance_uid, reason=trouble.reason, attempts=attempts)
         if attempts >= self.rules.max_attempts:
             archive_fetch.end(self.database, item, "gave up", reason=trouble.reason, attempts=attempts)
             staging.discard()
             return
-        archive_fetch.put_back(
-            self.database, item, reason=trouble.reason, wait_seconds=wait, is_to_blame=trouble.is_to_blame
-        )
+        archive_fetch.put_back(self.database, item, reason=trouble.reason, wait_seconds=wait, is_to_blame=is_to_blame)
 
     # ---- from the PACS ---------------------------------------------------------------------------------
 

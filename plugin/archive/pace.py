@@ -68,6 +68,8 @@ class Pace:
         self._next_study = 0.0
         self._paid_until = 0.0
         self._not_before = 0.0
+        self.fetched = 0
+        """How many studies came whole in this run."""
         self.why = ""
         """What is waited for at the moment, for the person who watches."""
 
@@ -97,6 +99,11 @@ class Pace:
         """A study was begun."""
         with self._lock:
             self._next_study = max(self._next_study, time.monotonic()) + self._between_studies
+
+    def came_whole(self) -> None:
+        """A study did."""
+        with self._lock:
+            self.fetched += 1
 
     def took(self, num_bytes: int) -> None:
         """So much came from the PACS: wait until that is what the limit allows. Raises Stopped."""

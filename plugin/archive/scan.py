@@ -8,10 +8,11 @@ import re
 import socket
 import threading
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import count
 from typing import Any
 
@@ -114,7 +115,9 @@ class Patient:
                 wait = backoff_seconds(
                     attempt, first=self._rules.first_retry_seconds, longest=self._rules.longest_retry_seconds
                 )
-                self._pace.wait(wait if trouble.wait_seconds is None else trouble.wait_seconds)
+                if trouble.wait_seconds is not None:
+                    wait = max(trouble.wait_seconds, self._rules.first_retry_seconds)
+                self._pace.wait(wait)
         raise AssertionError("unreachable")
 
     def once(self, query: Query, limit: int, offset: int) -> Answer:
@@ -195,8 +198,21 @@ class Run:
         listing = Listing(self._source, self._selection, page=self._rules.page, ask=patient, check=patient.once)
         database, scan_id = self._plugin.database, self._scan.id
         for batch in listing:
-            index.plan(database, scan_id, [(study.study_instance_uid, study.num_instances) for study in batch])
-        index.set_listed(database, scan_id, dict(+(listing.facts + patient.facts)))
+            found = [(study.study_instance_uid, study.num_instances) for study in batch]
+            self._patiently(partial(index.plan, database, scan_id, found))
+        self._patiently(lambda: index.set_listed(database, scan_id, dict(+(listing.facts + patient.facts))))
+
+    def _patiently(self, write: Callable[[], object]) -> None:
+        """Write to the index, again while it is away. Raises Stopped where no more is to be begun."""
+        while not self._draining.is_set():
+            self.pace.check()
+            try:
+                write()
+                return
+            except IndexUnavailable:
+                log.error("the index is away")
+                self._stop.wait(AWAY_SECONDS)
+        raise Stopped
 
     def _work(self) -> None:
         rules = self._rules

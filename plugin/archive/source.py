@@ -14,6 +14,10 @@ class Denied(Exception):
     """The PACS does not let us in: a person has to mend that, and nothing more is asked."""
 
 
+class Forbidden(Denied):
+    """As Denied, unless others are let through: then it is this study only."""
+
+
 class Gone(Exception):
     """The PACS has no such study, series or instance (any more)."""
 
