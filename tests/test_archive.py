@@ -28,6 +28,7 @@ from plugin.archive.pace import Pace, closed_until
 from plugin.archive.scan import End, Run, Wishes
 from plugin.archive.selection import Selection, read_uids
 from plugin.archive.source import Stopped, study_of
+from plugin.archive.staging import Staging
 from plugin.bootstrap import Plugin, configure
 from plugin.index import archive as index
 from plugin.index import archive_fetch, future, intake, leases, overview, retention, settling
@@ -378,6 +379,31 @@ def test_an_index_that_is_away_for_a_while_ends_no_listing(tmp_path: Path, monke
     with site(tmp_path, studies(2)) as (here, _archive):
         here.scan()
         assert here.reasons() == {("fetched", None): 2}
+
+
+def test_a_disk_that_fails_once_ends_no_scan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    take_over, tries = Staging._take_over, []
+
+    def fails(staging: Staging) -> None:
+        tries.append(1)
+        if len(tries) == 1:
+            raise OSError(5, "Input/output error")
+        take_over(staging)
+
+    monkeypatch.setattr(Staging, "_take_over", fails)
+    with site(tmp_path, studies(2)) as (here, _archive):
+        here.scan()
+        assert here.reasons() == {("fetched", None): 2}
+
+
+def test_a_pause_ends_a_listing_that_waits_for_the_pacs(tmp_path: Path) -> None:
+    rules = {"first_retry_seconds": 3600, "longest_retry_seconds": 3600}
+    with site(tmp_path, studies(2), rules=rules, trick=at_first("/studies", lambda r: r.answer(503))) as (here, _):
+        scan = scans.open_scan(here.plugin.database, ALL, Wishes())
+        threading.Timer(1, index.pause, (here.plugin.database, scan.id)).start()
+        with scans.open_source(here.plugin, here.plugin.settings.archive) as source:
+            end = Run(here.plugin, here.plugin.settings.archive, scan, source, threading.Event()).run(lambda *_: None)
+        assert "paused" in end.why
 
 
 def test_a_pause_ends_the_listing_too(tmp_path: Path) -> None:

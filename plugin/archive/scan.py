@@ -7,6 +7,7 @@ import os
 import re
 import socket
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -94,15 +95,21 @@ def open_source(plugin: Plugin, rules: ArchiveSettings) -> Iterator[Source]:
 
 
 class Patient:
-    """Asks which studies there are, again where the PACS has no time. `facts` counts the tries."""
+    """Asks which studies there are, again where the PACS has no time. `facts` counts the tries.
 
-    def __init__(self, source: Source, rules: ArchiveSettings, pace: Pace) -> None:
+    Args:
+        over: nothing more is asked, and nothing waited for, once it is set.
+    """
+
+    def __init__(self, source: Source, rules: ArchiveSettings, pace: Pace, over: threading.Event | None = None) -> None:
         self._source, self._rules, self._pace = source, rules, pace
+        self._over = over or threading.Event()
         self.facts: Counter[str] = Counter()
 
     def __call__(self, query: Query, limit: int, offset: int) -> Answer:
         """Raises Denied, GaveUp, Stopped."""
         for attempt in count(1):
+            self._wait(0)
             self._pace.wait_until_open()
             try:
                 return self._source.studies(query, limit=limit, offset=offset)
@@ -117,8 +124,17 @@ class Patient:
                 )
                 if trouble.wait_seconds is not None:
                     wait = max(trouble.wait_seconds, self._rules.first_retry_seconds)
-                self._pace.wait(wait)
+                self._wait(wait)
         raise AssertionError("unreachable")
+
+    def _wait(self, seconds: float) -> None:
+        """Raises Stopped."""
+        until = time.monotonic() + seconds
+        while not self._over.is_set():
+            if (left := until - time.monotonic()) <= 0:
+                return
+            self._pace.wait(min(left, LOOK_SECONDS))
+        raise Stopped
 
     def once(self, query: Query, limit: int, offset: int) -> Answer:
         """Without patience. Raises Denied, Gone, NotNow, Stopped."""
@@ -194,7 +210,7 @@ class Run:
     # ---- in threads ------------------------------------------------------------------------------------
 
     def _list(self) -> None:
-        patient = Patient(self._source, self._rules, self.pace)
+        patient = Patient(self._source, self._rules, self.pace, self._draining)
         listing = Listing(self._source, self._selection, page=self._rules.page, ask=patient, check=patient.once)
         database, scan_id = self._plugin.database, self._scan.id
         for batch in listing:
