@@ -22,9 +22,15 @@ from plugin import settings as s
 RETRY_HTTP = frozenset({401, 403, 404, 408, 421, 423, 425, 429})
 """4xx that a person or time mends: credentials, a service not up yet, too many requests. All 5xx are retried too."""
 
+SILENCE = (requests.ConnectionError, requests.Timeout, ConnectionError, TimeoutError)
+
 
 class NotNow(Exception):
     """The destination cannot take it at the moment: try again later."""
+
+
+class Away(NotNow):
+    """Nothing was heard from the destination: what else is meant for it need not be tried at once."""
 
 
 class Refused(Exception):
@@ -63,6 +69,8 @@ def judged(*, gone: frozenset[int] = frozenset()) -> Iterator[None]:
             judge_status(code)
         except (NotNow, Refused) as verdict:
             raise verdict from None
+    except SILENCE as error:
+        raise Away(type(error).__name__) from None
     except (requests.RequestException, OSError, ValueError) as error:
         raise NotNow(type(error).__name__) from None
 
@@ -164,7 +172,7 @@ class DimseDestination:
         try:
             (_, status), *_ = dimse.send([path], self._peer)
         except dimse.PeerUnavailable as error:
-            raise NotNow(str(error)) from None
+            raise Away(str(error)) from None
         except dimse.PeerRefused as error:
             raise Refused(str(error)) from None
         if status != 0x0000 and status >> 12 != 0xB:

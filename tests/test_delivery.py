@@ -12,7 +12,7 @@ from pydicom import dcmread
 
 from peers import free_port, orthanc
 from plugin import delivery
-from plugin.delivery import NotNow, Outbox, Refused
+from plugin.delivery import Away, NotNow, Outbox, Refused
 from plugin.listener import listening
 from plugin.settings import ListenerSettings, Settings
 from plugin.spool import Spool
@@ -137,9 +137,9 @@ def test_orthanc_deletes_the_instance_once_and_is_content_the_second_time(tmp_pa
 
 
 def test_a_peer_that_is_away_is_tried_again(instance: Path) -> None:
-    with pytest.raises(NotNow):
+    with pytest.raises(Away):
         outbox(url=f"http://127.0.0.1:{free_port()}/dicom-web").store("pacs", instance)
-    with pytest.raises(NotNow):
+    with pytest.raises(Away):
         outbox(host="127.0.0.1", port=free_port(), ae_title="SCP").store("pacs", instance)
 
 

@@ -15,7 +15,8 @@ from plugin.index import future, intake, leases, outcomes, overview, settling
 from plugin.index.database import Database, IndexUnavailable, clock
 from plugin.index.intake import Fate, Intake
 from plugin.index.leases import Claim
-from plugin.index.tables import Base, Instance, Series, Study
+from plugin.index.tables import Base, Delivery, Instance, Result, Revision, Series, Study
+from plugin.lifecycle import DeliveryState
 from plugin.spool import OpenStudies
 from road import head_ct
 
@@ -329,6 +330,58 @@ def test_a_refused_delivery_is_sent_again_only_by_hand(database: Database, tmp_p
     assert claim(database, "deliver") is not None
 
 
+def outbox(database: Database, *rows: tuple[str, int]) -> None:
+    """A result for each destination, of a study of this priority, in this order."""
+    with database.write() as session:
+        for n, (destination, priority) in enumerate(rows):
+            study = Study(study_instance_uid=f"1.9.{n}", state="reported", priority=priority, revision=1, conflicts=0)
+            session.add(study)
+            session.flush()
+            revision = Revision(
+                study_id=study.id, number=1, inputs_digest="i", content_digest="c", bundle_digest="b",
+                preprocessing="p", created_at=1.0,
+            )  # fmt: skip
+            uid = f"1.9.{n}.1"
+            result = Result(sop_class_uid="1.2", sop_instance_uid=uid, series_instance_uid="1.3", path=uid)
+            result.deliveries = [Delivery(destination=destination, state=DeliveryState.WAITING)]
+            revision.results = [result]
+            session.add(revision)
+            session.flush()
+
+
+def next_destination(database: Database, tmp_path: Path) -> tuple[Claim, str]:
+    item = claim(database, "deliver")
+    assert item is not None
+    return item, outcomes.errand(database, item, tmp_path).destination
+
+
+def test_destinations_that_fail_do_not_keep_what_is_new_from_another(database: Database, tmp_path: Path) -> None:
+    outbox(database, *[("dead", 10)] * 5)
+    for _ in range(8):
+        item, _ = next_destination(database, tmp_path)
+        leases.put_back(database, item, detail="HTTP 503", wait_seconds=0)
+    with database.write() as session:
+        session.execute(update(Study).values(study_instance_uid="9" + Study.study_instance_uid))
+        session.execute(update(Result).values(sop_instance_uid="9" + Result.sop_instance_uid))
+    outbox(database, ("good", 50), ("good", 80))
+    assert next_destination(database, tmp_path)[1] == "good"
+    seen = [next_destination(database, tmp_path)[1] for _ in range(6)]
+    assert seen == ["dead"] * 5 + ["good"], "the archive comes after what is urgent, tried or not"
+
+
+def test_one_silence_puts_off_all_that_waits_for_the_peer(database: Database, tmp_path: Path) -> None:
+    outbox(database, *[("dead", 10)] * 5, ("good", 50))
+    item, destination = next_destination(database, tmp_path)
+    assert destination == "dead"
+    leases.put_back(database, item, detail="ConnectTimeout", wait_seconds=900)
+    leases.put_off(database, item, wait_seconds=900)
+    assert next_destination(database, tmp_path)[1] == "good"
+    assert claim(database, "deliver") is None
+    _shift(database, Delivery, "next_try_at", seconds=-leases.LONGEST_PUT_OFF_SECONDS)
+    assert [next_destination(database, tmp_path)[1] for _ in range(4)] == ["dead"] * 4
+    assert claim(database, "deliver") is None, "the first waits its own time"
+
+
 def test_naming_a_study_takes_it_up_anew(database: Database, tmp_path: Path) -> None:
     for name in ("a", "b"):
         add(database, arrivals(tmp_path, name=name))
@@ -389,6 +442,6 @@ def _brought_back(database: Database) -> int:
     )
 
 
-def _shift(database: Database, table: type[Series | Study], column: str, *, seconds: float = 3600) -> None:
+def _shift(database: Database, table: type[Series | Study | Delivery], column: str, *, seconds: float = 3600) -> None:
     with database.write() as session:
         session.execute(update(table).values({column: getattr(table, column) + seconds}))

@@ -294,22 +294,24 @@ def database(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Databas
 
 
 def revise(
-    database: Database, number: int, *positive: str, always: bool = False, hold: bool = False, withdraw: bool = False
-) -> None:
+    database: Database, number: int, *positive: str, always: bool = False, hold: bool = False, withdraw: bool = False,
+    receivers: tuple[str, ...] = ("ris",), study: int = 1,
+) -> None:  # fmt: skip
     """A revision with these positives, or the withdrawal of the one before."""
     with database.write() as session:
         if withdraw:
             signals.withdraw(session, session.query(Revision).filter_by(number=number).one())
             return
         revision = Revision(
-            study_id=1, number=number, inputs_digest="i", content_digest="c", bundle_digest="b", preprocessing="p",
+            study_id=study, number=number, inputs_digest="i", content_digest="c", bundle_digest="b", preprocessing="p",
             findings=[], created_at=1.0,
         )  # fmt: skip
         session.add(revision)
         session.flush()
         signals.offer(session, revision, [signals.Offer(
-            receiver="ris", identity=f"{number}", positive=positive, always=always, hold=hold, content={"findings": []},
-        )])  # fmt: skip
+            receiver=name, identity=f"{study}.{number}", positive=positive, always=always, hold=hold,
+            content={"findings": []},
+        ) for name in receivers])  # fmt: skip
 
 
 def said(database: Database) -> list[tuple[str, str, list[str], list[str]]]:
@@ -386,6 +388,25 @@ def test_signals_of_a_study_go_in_order(database: Database) -> None:
     deliver(database)
     deliver(database)
     assert [row[:2] for row in said(database)] == [("new", "delivered"), ("corrected", "delivered")]
+
+
+def test_a_receiver_that_is_silent_keeps_no_one_elses_signal_waiting(database: Database) -> None:
+    from plugin.index import leases
+
+    with database.write() as session:
+        session.add(Study(id=2, study_instance_uid="1.2.4", state="reported", priority=20, revision=0, conflicts=0))
+    revise(database, 1, "ich", receivers=("dead", "good"))
+    revise(database, 1, "ich", receivers=("dead", "good"), study=2)
+    silent, told = 0, []
+    while (claim := take(database)) is not None:
+        receiver = signals.errand(database, claim).receiver
+        if receiver == "good":
+            told.append(signals.delivered(database, claim, seconds=0.1))
+            continue
+        silent += 1
+        leases.put_back(database, claim, detail="TimeoutError", wait_seconds=60)
+        leases.put_off(database, claim, wait_seconds=60)
+    assert (silent, told) == (1, [True, True])
 
 
 def test_withdrawn_results_are_withdrawn_at_the_receiver(database: Database) -> None:

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import ColumnElement, Select, and_, exists, or_, select, update
+from sqlalchemy import ColumnElement, Select, and_, case, exists, or_, select, update
 from sqlalchemy.orm import aliased
 
 from plugin.index.database import Database, IndexUnavailable, clock
@@ -30,6 +30,9 @@ from plugin.lifecycle import (
 YIELD_SECONDS = 60.0
 """So long after its last image a study that is more urgent than the archive holds up work on the archive."""
 
+LONGEST_PUT_OFF_SECONDS = 60.0
+"""So long at most a failure of one item keeps others from the same peer: it may be back, or take them."""
+
 
 @dataclass(frozen=True)
 class Queue:
@@ -41,6 +44,8 @@ class Queue:
     waiting: str
     busy: str
     gives_up: bool
+    peer: tuple[str, ...] = ()
+    """The columns that say who is spoken to, and how; none where the work is done here."""
 
 
 QUEUES = {
@@ -48,8 +53,24 @@ QUEUES = {
     for queue in (
         Queue("prepare", Series, SERIES_STEPS, SeriesState.READY, SeriesState.PREPARING, gives_up=True),
         Queue("analyse", Study, STUDY_STEPS, StudyState.READY, StudyState.ANALYSING, gives_up=True),
-        Queue("deliver", Delivery, DELIVERY_STEPS, DeliveryState.WAITING, DeliveryState.SENDING, gives_up=False),
-        Queue("signal", Signal, DELIVERY_STEPS, DeliveryState.WAITING, DeliveryState.SENDING, gives_up=False),
+        Queue(
+            "deliver",
+            Delivery,
+            DELIVERY_STEPS,
+            DeliveryState.WAITING,
+            DeliveryState.SENDING,
+            gives_up=False,
+            peer=("destination", "action"),
+        ),
+        Queue(
+            "signal",
+            Signal,
+            DELIVERY_STEPS,
+            DeliveryState.WAITING,
+            DeliveryState.SENDING,
+            gives_up=False,
+            peer=("receiver",),
+        ),
     )
 }
 
@@ -88,20 +109,29 @@ def _someone_urgent_arrives() -> ColumnElement[bool]:
 
 
 def _most_urgent_first(queue: Queue, table: Any) -> Select:
-    """The queue's rows in the order of service: by the study's priority, then the longest waiting."""
+    """The queue's rows in the order of service: by the study's priority, then the longest waiting.
+
+    Of what is sent, each has its first try before any has another: a peer that is away, and takes a time-out to say
+    so, must not keep what is new from the others. What is of the archive comes after both.
+    """
     if queue.name == "prepare":
         return select(table.id).join(Study, Study.id == table.study_id).order_by(Study.priority, table.id)
     if queue.name == "analyse":
         return select(table.id).order_by(table.priority, table.last_image_at, table.id)
     if queue.name == "signal":
-        return select(table.id).join(Study, Study.id == table.study_id).order_by(Study.priority, table.id)
+        return select(table.id).join(Study, Study.id == table.study_id).order_by(*_first_tries_first(table))
     return (
         select(table.id)
         .join(Result, Result.id == table.result_id)
         .join(Revision, Revision.id == Result.revision_id)
         .join(Study, Study.id == Revision.study_id)
-        .order_by(Study.priority, table.id)
+        .order_by(*_first_tries_first(table))
     )
+
+
+def _first_tries_first(table: Any) -> tuple[Any, ...]:
+    later = or_(table.attempts > 0, table.next_try_at > 0, Study.priority >= ARCHIVE_FROM)
+    return case((later, 1), else_=0), Study.priority, table.next_try_at, table.id
 
 
 def claim(database: Database, name: str, *, owner: str, lease_seconds: float, max_attempts: int) -> Claim | None:
@@ -208,6 +238,31 @@ def put_back(database: Database, item: Claim, *, detail: str, wait_seconds: floa
     )
     with database.write() as session:
         session.execute(back)
+
+
+def put_off(database: Database, item: Claim, *, wait_seconds: float) -> None:
+    """Nothing was heard from the peer of an item: what else waits for that peer is not due before it may be back."""
+    queue = QUEUES[item.queue]
+    table = queue.table
+    due = clock() + min(wait_seconds, LONGEST_PUT_OFF_SECONDS)
+    with database.write() as session:
+        tried = session.get_one(table, item.id)
+        others = (
+            select(table.id)
+            .where(
+                *(getattr(table, column) == getattr(tried, column) for column in queue.peer),
+                table.id != item.id,
+                table.state == queue.waiting,
+                table.next_try_at < due,
+            )
+            .with_for_update(skip_locked=True)
+        )
+        session.execute(
+            update(table)
+            .where(table.id.in_(others), table.state == queue.waiting)
+            .values(next_try_at=due)
+            .execution_options(synchronize_session=False)
+        )
 
 
 def give_up(database: Database, *, max_attempts: int) -> int:

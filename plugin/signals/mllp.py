@@ -3,13 +3,13 @@
 import asyncio
 import re
 from contextlib import suppress
-from ssl import SSLContext, SSLError
+from ssl import SSLContext
 from urllib.parse import urlsplit
 
 from hl7.mllp import InvalidBlockError, open_hl7_connection
 
 from plugin import tls
-from plugin.delivery import NotNow, Refused
+from plugin.delivery import Away, NotNow, Refused
 from plugin.settings import SignalReceiver
 from plugin.signals.message import Message
 
@@ -36,7 +36,9 @@ class MllpReceiver:
         """Hand over one message. Raises NotNow or Refused."""
         try:
             answer = asyncio.run(self._exchange(message.text.encode()))
-        except (OSError, EOFError, ValueError, InvalidBlockError, SSLError) as error:
+        except OSError as error:
+            raise Away(type(error).__name__) from None
+        except (EOFError, ValueError, InvalidBlockError) as error:
             raise NotNow(type(error).__name__) from None
         judge(answer.decode("utf-8", "replace"), message.control_id)
 
