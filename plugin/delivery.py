@@ -9,9 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from ssl import SSLContext
 from typing import Any, Protocol
+from xml.etree import ElementTree
 
 import requests
 from dicomweb_client.api import DICOMwebClient
+from dicomweb_client.web import _load_xml_dataset
 from pydicom import Dataset, dcmread
 from requests.adapters import HTTPAdapter
 from requests.auth import HTTPBasicAuth
@@ -21,6 +23,17 @@ from plugin import settings as s
 
 RETRY_HTTP = frozenset({401, 403, 404, 408, 421, 423, 425, 429})
 """4xx that a person or time mends: credentials, a service not up yet, too many requests. All 5xx are retried too."""
+
+NONE_STORED = 409
+"""The answer of PS3.18 section 10.5.3 where no instance of the request was stored; its body says why."""
+
+HAS_IT = frozenset({0x0111, 0xB00E})
+"""Failure reasons of an object that is there already: a repeat of ours stores the same bytes."""
+
+UNREADABLE = (ValueError, LookupError, TypeError, AttributeError, RecursionError, ElementTree.ParseError)
+"""What the parsers say of a stranger's body."""
+
+GONE = frozenset({404, 410})
 
 SILENCE = (requests.ConnectionError, requests.Timeout, ConnectionError, TimeoutError)
 
@@ -73,6 +86,17 @@ def judged(*, gone: frozenset[int] = frozenset()) -> Iterator[None]:
         raise Away(type(error).__name__) from None
     except (requests.RequestException, OSError, ValueError) as error:
         raise NotNow(type(error).__name__) from None
+
+
+def _answer_of(response: requests.Response) -> Dataset:
+    """The body of a STOW-RS response (PS3.18 section 10.5.3.2), in DICOM JSON or XML. Raises NotNow for no such."""
+    try:
+        if "xml" in response.headers.get("Content-Type", ""):
+            return _load_xml_dataset(ElementTree.fromstring(response.content))
+        found = response.json()
+        return Dataset.from_json(found[0] if isinstance(found, list) else found)
+    except UNREADABLE:
+        raise NotNow(f"HTTP {response.status_code} without a reason") from None
 
 
 def _judge_failure_reason(reason: int) -> None:
@@ -129,20 +153,44 @@ class DicomwebDestination:
     """A STOW-RS service."""
 
     def __init__(self, settings: s.Destination, *, timeout_seconds: float) -> None:
-        self._client = DICOMwebClient(settings.url.rstrip("/"), session=session(settings, timeout_seconds))
+        self._url = settings.url.rstrip("/")
+        self._session = session(settings, timeout_seconds)
+        self._client = DICOMwebClient(self._url, session=self._session)
         self._client.set_http_retry_params(retry=False)
 
     def store(self, path: Path) -> None:
         dataset = dcmread(path)
         with judged():
-            answer = self._client.store_instances([dataset])
+            try:
+                answer = self._client.store_instances([dataset])
+            except requests.HTTPError as error:
+                if error.response.status_code != NONE_STORED:
+                    raise
+                answer = _answer_of(error.response)
         self._check(answer, dataset.SOPInstanceUID)
 
     def delete(self, path: Path) -> None:
         """By DELETE on the instance, which is not in PS3.18 but offered by several archives."""
         header = dcmread(path, stop_before_pixels=True)
-        with judged(gone=frozenset({404, 410})):
-            self._client.delete_instance(header.StudyInstanceUID, header.SeriesInstanceUID, header.SOPInstanceUID)
+        address = f"{self._url}/studies/{header.StudyInstanceUID}/series/{header.SeriesInstanceUID}"
+        with judged():  # no redirect is followed: where it leads, a GET would be answered 200 and nothing be deleted
+            answer = self._session.delete(f"{address}/instances/{header.SOPInstanceUID}", allow_redirects=False)
+        if answer.status_code in GONE:
+            self._confirm_gone(header.SOPInstanceUID)
+        else:
+            judge_status(answer.status_code)
+
+    def _confirm_gone(self, sop_instance_uid: str) -> None:
+        """By QIDO-RS: a proxy without its server and a service without DELETE answer 404 as well. Raises NotNow."""
+        with judged():
+            found = self._session.get(
+                f"{self._url}/instances",
+                params={"SOPInstanceUID": sop_instance_uid},
+                headers={"Accept": "application/dicom+json"},
+            )
+            if found.status_code == 204 or (found.status_code == 200 and found.json() == []):
+                return
+        raise NotNow(f"the instance may still be there (HTTP {found.status_code})")
 
     def _check(self, answer: Dataset | None, sop_instance_uid: str) -> None:
         """Delivered is only what the response lists as stored."""
@@ -151,7 +199,10 @@ class DicomwebDestination:
         if sop_instance_uid in stored:
             return
         for item in answer.get("FailedSOPSequence") or ():
-            _judge_failure_reason(int(item.get("FailureReason") or 0x0110))
+            reason = int(item.get("FailureReason") or 0x0110)
+            if reason in HAS_IT and item.get("ReferencedSOPInstanceUID") == sop_instance_uid:
+                return
+            _judge_failure_reason(reason)
         raise NotNow("the response does not confirm the object")
 
 
@@ -175,7 +226,7 @@ class DimseDestination:
             raise Away(str(error)) from None
         except dimse.PeerRefused as error:
             raise Refused(str(error)) from None
-        if status != 0x0000 and status >> 12 != 0xB:
+        if status != 0x0000 and status >> 12 != 0xB and status not in HAS_IT:
             _judge_failure_reason(status)
 
 

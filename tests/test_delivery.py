@@ -28,8 +28,14 @@ def outbox(**destination: object) -> Outbox:
 
 
 @contextmanager
-def answering(status: int, body: bytes = b"", content_type: str = "application/dicom+json") -> Iterator[str]:
-    """A service that gives one answer to every POST; yields its address."""
+def answering(
+    status: int,
+    body: bytes = b"",
+    content_type: str = "application/dicom+json",
+    *,
+    found: tuple[int, bytes] = (404, b""),
+) -> Iterator[str]:
+    """A service that gives one answer to every POST and DELETE, and `found` to every GET; yields its address."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_DELETE(self) -> None:
@@ -38,6 +44,13 @@ def answering(status: int, body: bytes = b"", content_type: str = "application/d
         def do_POST(self) -> None:
             self.rfile.read(int(self.headers.get("Content-Length") or 0))
             seen.append(dict(self.headers))
+            self.answer(status, body)
+
+        def do_GET(self) -> None:
+            asked.append(self.path)
+            self.answer(*found)
+
+        def answer(self, status: int, body: bytes) -> None:
             self.send_response(status)
             self.send_header("Content-Type", content_type)
             self.send_header("Content-Length", str(len(body)))
@@ -48,11 +61,12 @@ def answering(status: int, body: bytes = b"", content_type: str = "application/d
             """Silent."""
 
     seen: list[dict[str, str]] = []
+    asked: list[str] = []
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.seen = seen  # type: ignore[attr-defined]
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
-    answering.seen = seen  # type: ignore[attr-defined]
+    answering.seen, answering.asked = seen, asked  # type: ignore[attr-defined]
     try:
         yield f"http://127.0.0.1:{server.server_address[1]}/dicom-web"
     finally:
@@ -97,10 +111,43 @@ def test_what_will_never_be_taken_is_refused(instance: Path, status: int) -> Non
     ("reason", "outcome"), [(0xA700, NotNow), (0x0110, NotNow), (0xA900, Refused), (0xC000, Refused), (0x0122, Refused)]
 )
 def test_a_failed_instance_in_the_response_is_no_success(instance: Path, reason: int, outcome: type) -> None:
+    for status in (202, 409):
+        with answering(status, failed(instance, reason)) as url, pytest.raises(outcome):
+            outbox(url=url).store("pacs", instance)
+
+
+def failed(instance: Path, reason: int) -> bytes:
+    """The body of a response that did not store the instance."""
     uid = dcmread(instance).SOPInstanceUID
-    failed = {"00081155": {"vr": "UI", "Value": [uid]}, "00081197": {"vr": "US", "Value": [reason]}}
-    body = json.dumps({"00081198": {"vr": "SQ", "Value": [failed]}}).encode()
-    with answering(202, body) as url, pytest.raises(outcome):
+    item = {"00081155": {"vr": "UI", "Value": [uid]}, "00081197": {"vr": "US", "Value": [reason]}}
+    return json.dumps({"00081198": {"vr": "SQ", "Value": [item]}}).encode()
+
+
+FAILED_XML = b"""<NativeDicomModel><DicomAttribute keyword="FailedSOPSequence" tag="00081198" vr="SQ"><Item number="1">
+<DicomAttribute keyword="FailureReason" tag="00081197" vr="US"><Value number="1">%d</Value></DicomAttribute>
+</Item></DicomAttribute></NativeDicomModel>"""
+
+
+@pytest.mark.parametrize(("reason", "outcome"), [(0xA700, NotNow), (0xC000, Refused)])
+def test_the_reason_of_a_409_may_be_written_in_xml(instance: Path, reason: int, outcome: type) -> None:
+    with answering(409, FAILED_XML % reason, "application/dicom+xml; charset=utf-8") as url, pytest.raises(outcome):
+        outbox(url=url).store("pacs", instance)
+
+
+@pytest.mark.parametrize("body", [b"", b"{}", b"[]", b"conflict", b"<html>conflict</html>", b'{"00081198":7}'])
+def test_a_409_without_a_reason_is_tried_again(instance: Path, body: bytes) -> None:
+    for content_type in ("application/dicom+json", "application/dicom+xml", "text/html"):
+        with answering(409, body, content_type) as url, pytest.raises(NotNow):
+            outbox(url=url).store("pacs", instance)
+
+
+@pytest.mark.parametrize("reason", [0x0111, 0xB00E])
+def test_what_is_there_already_is_stored(tmp_path: Path, instance: Path, reason: int) -> None:
+    for status in (202, 409):
+        with answering(status, failed(instance, reason)) as url:
+            outbox(url=url).store("pacs", instance)
+    other = head_ct(tmp_path / "other", number=3, slices=1)[0]
+    with answering(409, failed(other, reason)) as url, pytest.raises(Refused):
         outbox(url=url).store("pacs", instance)
 
 
@@ -110,9 +157,25 @@ def test_an_answer_that_does_not_confirm_is_no_success(instance: Path, body: byt
         outbox(url=url).store("pacs", instance)
 
 
-@pytest.mark.parametrize("status", [200, 204, 404, 410])
-def test_a_deletion_by_dicomweb_is_done_where_nothing_is_left(instance: Path, status: int) -> None:
+@pytest.mark.parametrize("status", [200, 204])
+def test_a_deletion_by_dicomweb_is_done_where_the_service_says_so(instance: Path, status: int) -> None:
     with answering(status) as url:
+        outbox(url=url, delete_withdrawn="dicomweb").delete("pacs", instance)
+
+
+@pytest.mark.parametrize("status", [404, 410])
+@pytest.mark.parametrize("found", [(204, b""), (200, b"[]")])
+def test_a_deletion_of_what_is_not_there_is_done(instance: Path, status: int, found: tuple[int, bytes]) -> None:
+    with answering(status, found=found) as url:
+        outbox(url=url, delete_withdrawn="dicomweb").delete("pacs", instance)
+        assert dcmread(instance).SOPInstanceUID in answering.asked[0]  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    "found", [(404, b""), (400, b""), (200, b""), (200, b"<html>"), (200, b'[{"x":{}}]'), (503, b"")]
+)
+def test_a_404_alone_proves_no_deletion(instance: Path, found: tuple[int, bytes]) -> None:
+    with answering(404, found=found) as url, pytest.raises(NotNow):
         outbox(url=url, delete_withdrawn="dicomweb").delete("pacs", instance)
 
 
