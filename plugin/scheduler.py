@@ -92,6 +92,7 @@ class Scheduler:
         if not full:  # nothing settles while more arrivals wait
             self.settle(open_studies)
             self.retention.step(self._open_studies)
+        leases.drop_past(self.database)
         given_up = leases.give_up(self.database, max_attempts=self.settings.workers.max_attempts)
         if given_up:
             log.error("gave up", items=given_up)
@@ -192,7 +193,10 @@ class Scheduler:
             self.database,
             lease_seconds=settings.workers.lease_seconds,
             longest_wait_seconds=max(
-                LONGEST_WAIT_SECONDS, settings.delivery.longest_retry_seconds, settings.workers.prepare_timeout_seconds
+                LONGEST_WAIT_SECONDS,
+                settings.delivery.longest_retry_seconds,
+                settings.delivery.timeout_seconds + settings.workers.lease_seconds,
+                settings.workers.prepare_timeout_seconds,
             ),
             fetch_lease_seconds=settings.archive.lease_seconds,
             longest_fetch_wait_seconds=max(LONGEST_RETRY_AFTER_SECONDS, settings.archive.longest_retry_seconds),

@@ -129,4 +129,5 @@ def new_note(plugin: Plugin, file: ResultFile, path: Path, rejected: Sequence[Re
         ),
         rejects=frozenset(result.sop_instance_uid for result in rejected),
         delete_at=frozenset(row.name for row in plugin.settings.destinations if row.delete_withdrawn != "never"),
+        sending_seconds=plugin.settings.delivery.timeout_seconds,
     )

@@ -11,11 +11,12 @@ from sqlalchemy import select, update
 
 from peers import free_port
 from plugin.arrival import Arrival, read_arrival
-from plugin.index import future, intake, leases, outcomes, overview, settling
+from plugin.index import future, intake, leases, outcomes, overview, settling, withdrawal
 from plugin.index.database import Database, IndexUnavailable, clock
 from plugin.index.intake import Fate, Intake
 from plugin.index.leases import Claim
 from plugin.index.tables import Base, Delivery, Instance, Result, Revision, Series, Study
+from plugin.index.withdrawal import NewNote, NewResult
 from plugin.lifecycle import DeliveryState
 from plugin.spool import OpenStudies
 from road import head_ct
@@ -380,6 +381,119 @@ def test_one_silence_puts_off_all_that_waits_for_the_peer(database: Database, tm
     _shift(database, Delivery, "next_try_at", seconds=-leases.LONGEST_PUT_OFF_SECONDS)
     assert [next_destination(database, tmp_path)[1] for _ in range(4)] == ["dead"] * 4
     assert claim(database, "deliver") is None, "the first waits its own time"
+
+
+# ---- superseded or withdrawn while it is sent -----------------------------------------------------------------
+
+
+def withdrawn(database: Database, *, number: int = 1, delete_at: tuple[str, ...] = ()) -> list[str]:
+    """Withdraw the one study's revision; the destinations that are told."""
+    with database.read() as session:
+        rejects = frozenset(session.scalars(select(Result.sop_instance_uid).where(~Result.is_note)))
+        study_uid = session.scalars(select(Study.study_instance_uid)).one()
+    note = NewNote(
+        NewResult("1.2", f"1.8.{number}", "1.3", "Note", "note.dcm"), rejects, frozenset(delete_at), sending_seconds=60
+    )
+    return withdrawal.withdraw(database, study_uid, note, number=number, reason="quality", publish=lambda: None)
+
+
+def deliveries(database: Database) -> list[tuple[str, str]]:
+    with database.read() as session:
+        return [(row.action, row.state) for row in session.scalars(select(Delivery).order_by(Delivery.id))]
+
+
+def test_what_is_withdrawn_while_it_is_sent_is_not_sent_again(database: Database, tmp_path: Path) -> None:
+    outbox(database, ("pacs", 20))
+    sending = claim(database, "deliver")
+    assert sending is not None
+    assert withdrawn(database) == ["pacs"]
+    assert claim(database, "deliver") is None, "the note waits for what it rejects"
+    leases.put_back(database, sending, detail="ReadTimeout", wait_seconds=0)
+    assert deliveries(database) == [("store", "obsolete"), ("store", "waiting")]
+    note = claim(database, "deliver")
+    assert note is not None and note.id != sending.id
+    assert outcomes.delivered(database, note, action="store", seconds=0.1)
+    assert claim(database, "deliver") is None
+
+
+def test_what_is_withdrawn_while_its_worker_is_killed_is_not_sent_again(database: Database, tmp_path: Path) -> None:
+    outbox(database, ("pacs", 20))
+    sending = claim(database, "deliver")
+    assert withdrawn(database) == ["pacs"]
+    assert leases.drop_past(database) == 0, "it may still go on"
+    _shift(database, Delivery, "lease_until", seconds=-31)
+    assert claim(database, "deliver") is None
+    assert leases.drop_past(database) == 1
+    note = claim(database, "deliver")
+    assert sending is not None and note is not None and note.id != sending.id
+
+
+def test_what_arrives_while_it_is_withdrawn_is_followed_by_its_note(database: Database, tmp_path: Path) -> None:
+    outbox(database, ("pacs", 20))
+    sending = claim(database, "deliver")
+    assert sending is not None
+    withdrawn(database)
+    assert outcomes.delivered(database, sending, action="store", seconds=0.1)
+    assert deliveries(database) == [("store", "delivered"), ("store", "waiting")]
+    assert claim(database, "deliver") is not None
+
+
+def test_a_deletion_waits_for_what_is_being_sent(database: Database, tmp_path: Path) -> None:
+    outbox(database, ("pacs", 20))
+    assert claim(database, "deliver", lease_seconds=30) is not None
+    withdrawn(database, delete_at=("pacs",))
+    assert deliveries(database) == [("delete", "waiting"), ("store", "waiting")]
+    _shift(database, Delivery, "next_try_at", seconds=-85)
+    assert claim(database, "deliver") is None
+    _shift(database, Delivery, "next_try_at", seconds=-10)
+    assert claim(database, "deliver") is not None
+
+
+@pytest.mark.parametrize(
+    ("tries", "refused", "told"), [(0, False, False), (1, False, True), (1, True, False), (2, True, True)]
+)
+def test_a_note_goes_where_an_object_may_have_arrived(
+    database: Database, tmp_path: Path, tries: int, refused: bool, told: bool
+) -> None:
+    outbox(database, ("pacs", 20))
+    for attempt in range(tries):
+        item = claim(database, "deliver")
+        assert item is not None
+        if refused and attempt == tries - 1:
+            outcomes.delivery_refused(database, item, detail="HTTP 415", seconds=0.1)
+        else:
+            leases.put_back(database, item, detail="ReadTimeout", wait_seconds=0)
+    if not refused:
+        outcomes.retry(database)
+    assert withdrawn(database) == (["pacs"] if told else [])
+
+
+def test_what_a_person_had_sent_again_may_still_have_arrived(database: Database, tmp_path: Path) -> None:
+    outbox(database, ("pacs", 20))
+    item = claim(database, "deliver")
+    assert item is not None
+    leases.put_back(database, item, detail="ReadTimeout", wait_seconds=0)
+    again = claim(database, "deliver")
+    assert again is not None
+    outcomes.delivery_refused(database, again, detail="HTTP 415", seconds=0.1)
+    assert outcomes.retry(database).deliveries == 1
+    assert withdrawn(database, delete_at=("pacs",)) == ["pacs"]
+    assert deliveries(database)[0] == ("delete", "waiting")
+
+
+def test_a_claim_that_is_just_being_written_is_seen_by_a_withdrawal(database: Database, tmp_path: Path) -> None:
+    outbox(database, ("pacs", 20))
+    told: list[list[str]] = []
+    thread = threading.Thread(target=lambda: told.append(withdrawn(database)))
+    with database.write() as session:
+        session.execute(
+            update(Delivery).values(state="sending", attempts=1, lease_owner="me", lease_until=clock() + 30)
+        )
+        thread.start()
+        time.sleep(1.0)
+    thread.join(30)
+    assert told == [["pacs"]]
+    assert deliveries(database) == [("store", "sending"), ("store", "waiting")]
 
 
 def test_naming_a_study_takes_it_up_anew(database: Database, tmp_path: Path) -> None:

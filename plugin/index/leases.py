@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import ColumnElement, Select, and_, case, exists, or_, select, update
-from sqlalchemy.orm import aliased
+from sqlalchemy.orm import Session, aliased
 
 from plugin.index.database import Database, IndexUnavailable, clock
 from plugin.index.signal_table import Signal, waits_for_another
@@ -92,10 +92,36 @@ def _claimable(queue: Queue, table: Any, max_attempts: int) -> ColumnElement[boo
     )
     if queue.name == "signal":
         return and_(due, ~waits_for_another(table))
+    if queue.name == "deliver":
+        return and_(due, ~_waits_for_the_rejected(table), ~_is_past(table))
     if not queue.gives_up:
         return due
     priority = Study.priority if queue.name == "prepare" else table.priority
     return and_(due, table.attempts < max_attempts, or_(priority < ARCHIVE_FROM, ~_someone_urgent_arrives()))
+
+
+def _is_past(delivery: Any) -> ColumnElement[bool]:
+    """Whether a delivery would store what was superseded or withdrawn."""
+    result, revision = aliased(Result), aliased(Revision)
+    old = exists().where(
+        result.id == delivery.result_id, ~result.is_note, revision.id == result.revision_id, ~revision.current
+    )
+    return and_(delivery.action == "store", old)
+
+
+def _waits_for_the_rejected(delivery: Any) -> ColumnElement[bool]:
+    """Whether a note would come to its destination before an object that it rejects, which is just being sent."""
+    note, rejected, other = aliased(Result), aliased(Result), aliased(Delivery)
+    return exists().where(
+        note.id == delivery.result_id,
+        note.is_note,
+        rejected.revision_id == note.revision_id,
+        ~rejected.is_note,
+        other.result_id == rejected.id,
+        other.destination == delivery.destination,
+        other.action == "store",
+        other.state == DeliveryState.SENDING,
+    )
 
 
 def _someone_urgent_arrives() -> ColumnElement[bool]:
@@ -161,6 +187,18 @@ def claim(database: Database, name: str, *, owner: str, lease_seconds: float, ma
     with database.write() as session:
         row = session.execute(take).first()
         return Claim(name, row.id, token, row.attempts) if row is not None else None
+
+
+def _drop_past(session: Session, which: ColumnElement[bool]) -> int:
+    """What was superseded or withdrawn while it was being sent is not sent once more. How many."""
+    step = DELIVERY_STEPS["superseded meanwhile"]
+    drop = (
+        update(Delivery)
+        .where(which, Delivery.state.in_(step.sources), _is_past(Delivery))
+        .values(state=step.target, lease_owner=None, lease_until=None)
+        .execution_options(synchronize_session=False)
+    )
+    return session.execute(drop).rowcount  # type: ignore[attr-defined]
 
 
 def held(item: Claim) -> ColumnElement[bool]:
@@ -237,6 +275,8 @@ def put_back(database: Database, item: Claim, *, detail: str, wait_seconds: floa
         .execution_options(synchronize_session=False)
     )
     with database.write() as session:
+        if item.queue == "deliver" and _drop_past(session, held(item)):
+            return
         session.execute(back)
 
 
@@ -263,6 +303,12 @@ def put_off(database: Database, item: Claim, *, wait_seconds: float) -> None:
             .values(next_try_at=due)
             .execution_options(synchronize_session=False)
         )
+
+
+def drop_past(database: Database) -> int:
+    """What was superseded or withdrawn while it was being sent, by a worker that was killed too. How many."""
+    with database.write() as session:
+        return _drop_past(session, or_(Delivery.state == DeliveryState.WAITING, Delivery.lease_until < clock()))
 
 
 def give_up(database: Database, *, max_attempts: int) -> int:

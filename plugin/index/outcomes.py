@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from sqlalchemy import exists, select, update
+from sqlalchemy import and_, case, exists, select, update
 from sqlalchemy.orm import Session
 
 from plugin.index import archive, embeddings, signals, withdrawal, worklist
@@ -174,6 +174,7 @@ def _supersede(session: Session, study_id: int, note: NewNote | None) -> None:
     revision = session.scalar(select(Revision).where(Revision.study_id == study_id, Revision.current))
     if revision is None:
         return
+    withdrawal.lock(session, revision, note)
     if note is not None:
         withdrawal.reject(session, revision, note)
     withdrawal.drop_waiting(session, revision)
@@ -255,12 +256,14 @@ def retry(database: Database, *, study_instance_uid: str | None = None) -> Retri
                 Revision.study_id.in_(chosen),
                 Result.removed_at.is_(None),
                 Revision.current | Result.is_note | (Delivery.action == "delete"),
-                Delivery.state.in_([DeliveryState.REFUSED, DeliveryState.WAITING]))
+                Delivery.state.in_(DELIVERY_STEPS["retry"].sources))
         )  # fmt: skip
+        refused_at_once = and_(Delivery.state == DeliveryState.REFUSED, Delivery.attempts == 1)
+        tries = case((refused_at_once, 0), else_=Delivery.attempts)  # what may have arrived stays known as such
         deliveries = session.execute(
             update(Delivery)
-            .where(Delivery.id.in_(refused))
-            .values(state=DELIVERY_STEPS["retry"].target, **anew)
+            .where(Delivery.id.in_(refused), Delivery.state.in_(DELIVERY_STEPS["retry"].sources))
+            .values(state=DELIVERY_STEPS["retry"].target, **anew | {"attempts": tries})
             .execution_options(synchronize_session=False)
         ).rowcount  # type: ignore[attr-defined]
         return Retried(len(touched), studies, deliveries, signals.retry(session, chosen))
@@ -275,7 +278,7 @@ def let_out_held(database: Database) -> int:
         )  # fmt: skip
         return session.execute(
             update(Delivery)
-            .where(Delivery.id.in_(held_ids))
+            .where(Delivery.id.in_(held_ids), Delivery.state.in_(DELIVERY_STEPS["let out"].sources))
             .values(state=DELIVERY_STEPS["let out"].target)
             .execution_options(synchronize_session=False)
         ).rowcount  # type: ignore[attr-defined]

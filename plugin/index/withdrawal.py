@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from sqlalchemy import select, update
+from sqlalchemy import ColumnElement, and_, or_, select, update
 from sqlalchemy.orm import Session
 
 from plugin.index import signals, worklist
@@ -25,11 +25,15 @@ class NewResult:
 
 @dataclass(frozen=True)
 class NewNote:
-    """A rejection note, the SOPInstanceUIDs that it rejects, and the destinations that are to delete those."""
+    """A rejection note, the SOPInstanceUIDs that it rejects, and the destinations that are to delete those.
+
+    A try to send one of them may go on for `sending_seconds` after its lease was taken from it.
+    """
 
     object: NewResult
     rejects: frozenset[str]
     delete_at: frozenset[str]
+    sending_seconds: float = 60.0
 
 
 def reject(session: Session, revision: Revision, note: NewNote) -> list[str]:
@@ -44,23 +48,45 @@ def reject(session: Session, revision: Revision, note: NewNote) -> list[str]:
             .where(
                 Result.sop_instance_uid.in_(note.rejects),
                 Delivery.state.in_(DELIVERY_STEPS["to be deleted"].sources),
-                Delivery.attempts > 0,
+                _may_have_arrived(),
             )
+            .order_by(Delivery.id)
             .with_for_update(of=Delivery)
         )
     )
+    not_before = dict.fromkeys(sorted({delivery.destination for delivery in reached}), 0.0)
     for delivery in reached:
         if delivery.destination in note.delete_at and delivery.result.removed_at is None:
+            sent_until = 0.0 if delivery.lease_until is None else delivery.lease_until + note.sending_seconds
+            not_before[delivery.destination] = max(not_before[delivery.destination], sent_until)
             delivery.action, delivery.state = "delete", DELIVERY_STEPS["to be deleted"].target
-            delivery.next_try_at = delivery.lease_until or 0.0  # not while it is being sent
+            delivery.next_try_at = sent_until
             delivery.attempts, delivery.detail = 0, ""
             delivery.lease_owner = delivery.lease_until = None
-    destinations = sorted({delivery.destination for delivery in reached})
-    deliveries = [Delivery(destination=name, state=DeliveryState.WAITING) for name in destinations]
+    destinations = list(not_before)
+    deliveries = [
+        Delivery(destination=name, state=DeliveryState.WAITING, next_try_at=at) for name, at in not_before.items()
+    ]
     row = Result(**vars(note.object), revision_id=revision.id, is_note=True, deliveries=deliveries)
     session.add(row)
     session.flush()
     return destinations
+
+
+def _may_have_arrived() -> ColumnElement[bool]:
+    """It was tried, and not just refused at once: the answer may have got lost, not the object."""
+    return and_(Delivery.attempts > 0, or_(Delivery.state != DeliveryState.REFUSED, Delivery.attempts > 1))
+
+
+def lock(session: Session, revision: Revision, note: NewNote | None) -> None:
+    """Nobody claims a delivery of the revision, or of what the note rejects, from here to the end.
+
+    Comes first: a claim that is just being written is waited for, and then seen.
+    """
+    rejects = () if note is None else note.rejects
+    concerned = or_(Result.revision_id == revision.id, Result.sop_instance_uid.in_(rejects))
+    rows = select(Delivery.id).join(Result).where(concerned).order_by(Delivery.id)
+    session.execute(rows.with_for_update(of=Delivery)).all()
 
 
 def drop_waiting(session: Session, revision: Revision) -> None:
@@ -78,7 +104,7 @@ def drop_waiting(session: Session, revision: Revision) -> None:
     )
     session.execute(
         update(Delivery)
-        .where(Delivery.id.in_(waiting))
+        .where(Delivery.id.in_(waiting), Delivery.state.in_(step.sources))
         .values(state=step.target)
         .execution_options(synchronize_session=False)
     )
@@ -109,6 +135,7 @@ def withdraw(
         )
         if revision is None:
             raise ValueError("the study has just been reported anew: look at it before you withdraw it")
+        lock(session, revision, note)
         destinations = reject(session, revision, note)
         drop_waiting(session, revision)
         signals.withdraw(session, revision)
