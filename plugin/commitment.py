@@ -98,10 +98,15 @@ class Requests:
         for path in sorted(self._folder.glob("*.json")):
             try:
                 row = json.loads(path.read_text())
+                references = tuple((sop_class, sop_instance) for sop_class, sop_instance in row.pop("references"))
+                request = Request(references=references, **row)
             except FileNotFoundError:
                 continue
-            references = tuple((sop_class, sop_instance) for sop_class, sop_instance in row.pop("references"))
-            yield Request(references=references, **row)
+            except (ValueError, LookupError, TypeError, AttributeError) as error:  # not one that was written here
+                log.error("unreadable request set aside", file=path.name, cause=type(error).__name__)
+                path.rename(path.with_suffix(".unreadable"))
+                continue
+            yield request
 
 
 def service(settings: CommitmentSettings, spool: Spool) -> Service:

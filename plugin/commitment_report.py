@@ -133,6 +133,8 @@ class Reporter:
                 log.error("the index is away", cause=str(error))
             except OSError as error:
                 log.error("the spool is away", cause=os.strerror(error.errno or 0))
+            except Exception as error:  # the thread's border: without it no one is answered until a restart
+                log.error("no answers for now", cause=type(error).__name__)
 
     @contextmanager
     def in_background(self) -> Iterator[None]:
@@ -148,10 +150,21 @@ class Reporter:
 
     def step(self) -> int:
         """Answer what can be answered now. How many were. Raises IndexUnavailable."""
-        return sum(self._answer(request) for request in self._requests if self._is_due(request))
+        return sum(self._try(request) for request in self._requests if self._is_due(request))
 
     def _is_due(self, request: Request) -> bool:
         return self._waits.get(request.name, (0.0, 0.0))[0] <= time.monotonic()
+
+    def _try(self, request: Request) -> bool:
+        """Whether it was answered; what fails of one request keeps no other waiting."""
+        try:
+            return self._answer(request)
+        except IndexUnavailable:
+            raise
+        except Exception as error:  # certificates in the middle of a change, a disk, an answer that cannot be encoded
+            log.error("not answered yet", transaction_uid=request.transaction_uid, cause=type(error).__name__)
+            self._put_back(request)
+            return False
 
     def _answer(self, request: Request) -> bool:
         verdict = judge(request, self._spool, self._database)
@@ -168,8 +181,8 @@ class Reporter:
 
     def _may_still_come(self, request: Request) -> bool:
         """Whether instances that were acknowledged before the request may not be in the index yet."""
-        waiting = self._spool.arrivals(1)
-        return bool(waiting) and int(waiting[0].name.partition("-")[0]) <= request.received_ns
+        oldest_ns = self._spool.oldest_arrival_ns()
+        return oldest_ns is not None and oldest_ns <= request.received_ns
 
     def _report(self, requester: Requester, request: Request, verdict: Verdict) -> bool:
         """Whether the requester took the answer."""

@@ -95,6 +95,8 @@ def send(paths: Iterable[Path], peer: Peer) -> Iterator[tuple[Path, int]]:
                 status = association.send_c_store(path)
             except ValueError as error:  # pynetdicom: no accepted presentation context
                 raise PeerRefused(f"{peer.ae_title} accepts no presentation context for the object") from error
+            except RuntimeError as error:  # pynetdicom: the peer aborted before the request was sent
+                raise PeerUnavailable(f"the association with {peer.ae_title} broke") from error
             if "Status" not in status:
                 raise PeerUnavailable(f"the association with {peer.ae_title} broke")
             yield path, int(status.Status)
@@ -117,6 +119,8 @@ def report_event(
             status, _ = association.send_n_event_report(information, event_type, sop_class_uid, sop_instance_uid)
         except ValueError as error:  # pynetdicom: no accepted presentation context
             raise PeerRefused(f"{peer.ae_title} does not take events of this class") from error
+        except RuntimeError as error:  # pynetdicom: the peer aborted before the request was sent
+            raise PeerUnavailable(f"the association with {peer.ae_title} broke") from error
         if "Status" not in status:
             raise PeerUnavailable(f"the association with {peer.ae_title} broke")
         return int(status.Status)

@@ -32,7 +32,7 @@ from plugin.incoming import PART, Folder, Incoming, fsync_folder
 from plugin.room import Room
 
 _UID = re.compile(r"[0-9]+(\.[0-9]+)*")
-_ARRIVAL = re.compile(r"\d{20}-[0-9a-f]{32}-([0-9a-f]{64})\.dcm")
+_ARRIVAL = re.compile(r"(?P<time_ns>\d{20})-[0-9a-f]{32}(-(?P<digest>[0-9a-f]{64}))?\.dcm")
 _META_GROUP_LENGTH_AT = 128 + 4 + 8  # preamble, "DICM", tag + VR + length of (0002,0000); PS3.10 section 7.1
 _buffers = threading.local()
 
@@ -89,7 +89,7 @@ def dataset_digest(source: Path | BinaryIO) -> str:
 def digest_by_name(arrival: Path) -> str | None:
     """The digest of an arrival's data set, where the listener took it while the data set came."""
     named = _ARRIVAL.fullmatch(arrival.name)
-    return named[1] if named else None
+    return named["digest"] if named else None
 
 
 def _own_buffer() -> memoryview:
@@ -221,6 +221,11 @@ class Spool:
     def num_arrivals(self) -> int:
         """How many files are accepted and not in the index yet."""
         return len(self._arrived())
+
+    def oldest_arrival_ns(self) -> int | None:
+        """When the oldest of them was accepted (`time.time_ns`); a file that someone else put there has no time."""
+        named = (_ARRIVAL.fullmatch(name) for name in self._arrived())
+        return min((int(arrival["time_ns"]) for arrival in named if arrival), default=None)
 
     def _arrived(self) -> list[str]:
         return [entry.name for entry in os.scandir(self.incoming) if entry.name.endswith(".dcm")]

@@ -16,8 +16,10 @@ from pynetdicom.sop_class import (  # type: ignore[attr-defined]
     StorageCommitmentPushModelInstance,
 )
 from sqlalchemy import select
+from sqlalchemy.exc import ProgrammingError
 
 from peers import free_port, storescu, wait_until
+from plugin import dimse
 from plugin.commitment import Requests, service
 from plugin.commitment_report import Reporter
 from plugin.index import retention as index_retention
@@ -28,6 +30,7 @@ from plugin.listener import Listener, listening
 from plugin.scheduler import Scheduler
 from plugin.settings import CommitmentSettings, ListenerSettings, Settings
 from plugin.spool import Spool
+from plugin.tls import TlsError
 from road import head_ct
 from series import CT
 
@@ -317,3 +320,71 @@ def test_a_sender_may_store_and_ask_on_one_association(
     with modality.up():
         assert reporter.step() == 1
     assert modality.answers[0][0] == 1
+
+
+def test_foreign_files_and_requests_do_not_hold_up_an_answer(
+    modality: Modality, listener: Listener, reporter: Reporter, spool: Spool, database: Database, tmp_path: Path
+) -> None:
+    sent = store(listener, tmp_path)
+    scheduler(spool, database).index_arrivals()
+    modality.ask(listener, [*sent, (CT, "1.2.3.4")])
+    (spool.incoming / "copied by hand.dcm").write_bytes(b"not ours")
+    (spool.folder / "commitments" / "0.json").write_text("[]")
+    with modality.up():
+        assert reporter.step() == 1
+    assert [event_type for event_type, _ in modality.answers] == [2]
+    assert [path.name for path in (spool.folder / "commitments").iterdir()] == ["0.unreadable"]
+
+
+@pytest.mark.parametrize(
+    "error", [TlsError("the key does not fit"), ProgrammingError("SELECT", {}, Exception()), RuntimeError("aborted")]
+)
+def test_no_failure_ends_the_answering(
+    error: Exception,
+    modality: Modality,
+    listener: Listener,
+    reporter: Reporter,
+    spool: Spool,
+    database: Database,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    sent = store(listener, tmp_path)
+    scheduler(spool, database).index_arrivals()
+    modality.ask(listener, sent)
+    failed = threading.Event()
+
+    def fails(*_: object, **__: object) -> None:
+        failed.set()
+        raise error
+
+    with modality.up(), reporter.in_background():
+        for name in ("judge", "dimse.report_event", "Requests.__iter__"):
+            with monkeypatch.context() as broken:
+                broken.setattr(f"plugin.commitment_report.{name}", fails)
+                assert failed.wait(10)
+            failed.clear()
+            modality.ask(listener, sent)
+        wait_until(lambda: modality.answers, "the answer")
+
+
+def test_a_peer_that_aborts_before_it_is_told_is_unavailable(
+    modality: Modality, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def aborted(*_: object, **__: object) -> None:
+        raise RuntimeError("The association with a peer SCP must be established")
+
+    monkeypatch.setattr("pynetdicom.association.Association.send_n_event_report", aborted)
+    monkeypatch.setattr("pynetdicom.association.Association.send_c_store", aborted)
+    peer = dimse.Peer("127.0.0.1", modality.port, "CT1", timeout_seconds=5)
+    uids = {"sop_class_uid": StorageCommitmentPushModel, "sop_instance_uid": StorageCommitmentPushModelInstance}
+    with modality.up(), pytest.raises(dimse.PeerUnavailable):
+        dimse.report_event(peer, **uids, event_type=1, information=Dataset())  # type: ignore[arg-type]
+    archive = AE()
+    archive.add_supported_context(CT)
+    server = archive.start_server(("127.0.0.1", modality.port), block=False)
+    try:
+        with pytest.raises(dimse.PeerUnavailable):
+            list(dimse.send(head_ct(tmp_path), peer))
+    finally:
+        server.shutdown()  # type: ignore[union-attr]
