@@ -43,12 +43,14 @@ UNROUTED_PRIORITY = 90
 
 @dataclass
 class Scheduler:
-    """Args: `ring` announces one piece of work on a queue; losing a ring costs time, never work."""
+    """Args: `ring` announces one piece of work on a queue; losing a ring costs time, never work. It says whether it
+    rang: where it did not, it is asked again at the next tick.
+    """
 
     settings: Settings
     spool: Spool
     database: Database
-    ring: Callable[[str], None]
+    ring: Callable[[str], bool | None]
     audit: Trail | None = None
 
     def __post_init__(self) -> None:
@@ -215,7 +217,7 @@ class Scheduler:
             ids = leases.claimable(self.database, queue, max_attempts=self.settings.workers.max_attempts)
             waiting.update((queue, item) for item in ids)
         for item in waiting:
-            if now - self._rung.get(item, -RING_AGAIN_SECONDS) >= RING_AGAIN_SECONDS:
-                self.ring(item[0])
+            is_due = now - self._rung.get(item, -RING_AGAIN_SECONDS) >= RING_AGAIN_SECONDS
+            if is_due and self.ring(item[0]) is not False:
                 self._rung[item] = now
         self._rung = {item: at for item, at in self._rung.items() if item in waiting}

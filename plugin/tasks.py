@@ -15,7 +15,7 @@ import structlog
 from celery import Celery
 from celery import signals as celery_signals
 from celery.platforms import SecurityWarning
-from kombu import Connection
+from kombu import Connection, Producer
 from kombu.exceptions import OperationalError
 from kombu.transport import TRANSPORT_ALIASES, filesystem
 from kombu.utils.json import dumps, loads
@@ -30,6 +30,10 @@ EMBEDDED = "embedded"
 POLLING_SECONDS = 0.05
 AWAY_SECONDS = 2.0
 """Without a ring after a failed one: each may cost a connection's timeout, and the scheduler has other things to do."""
+ENOUGH_RINGS = 200
+"""Not taken yet, of one queue: more would wake no more workers, and would pile up where no one serves the queue."""
+COUNT_SECONDS = 1.0
+"""How long the broker's count of them is trusted."""
 
 
 def _broker(settings: Settings, folder: Path) -> dict:
@@ -136,15 +140,38 @@ class Bell:
     def __init__(self, app: Celery) -> None:
         self._app = app
         self._away_until = 0.0
+        self._lying: dict[str, tuple[float, int]] = {}
+        """By queue: when the rings that no one took yet were counted (monotonic), and how many they are by now."""
 
-    def __call__(self, queue: str) -> None:
-        if time.monotonic() < self._away_until:
-            return
+    def __call__(self, queue: str) -> bool:
+        """Whether it rang; not where the broker is away, nor where enough rings wait to be taken."""
+        now = time.monotonic()
+        if now < self._away_until:
+            return False
+        counted, lying = self._lying.get(queue, (-COUNT_SECONDS, 0))
+        if lying >= ENOUGH_RINGS and now - counted < COUNT_SECONDS:
+            return False
         try:
-            self._app.send_task(f"hlip.{queue}", retry=False)
+            with self._app.producer_or_acquire() as producer:
+                if now - counted >= COUNT_SECONDS:
+                    counted, lying = now, self._count(queue, producer)
+                if is_needed := lying < ENOUGH_RINGS:
+                    self._app.send_task(f"hlip.{queue}", retry=False, producer=producer)
         except (OperationalError, OSError) as error:
             log.warning("the broker is away", queue=queue, cause=type(error).__name__)
             self._away_until = time.monotonic() + AWAY_SECONDS
+            return False
+        self._lying[queue] = counted, lying + is_needed
+        return is_needed
+
+    def _count(self, queue: str, producer: Producer) -> int:
+        """How many rings lie in a queue, which is made where it is not there. Raises OperationalError."""
+        connection = producer.connection
+        try:
+            with connection.channel() as channel:
+                return self._app.amqp.queues[queue].queue_declare(channel=channel).message_count
+        except (*connection.connection_errors, *connection.channel_errors) as error:
+            raise OperationalError(type(error).__name__) from error
 
 
 def _leave_logging_alone(**_: object) -> None:

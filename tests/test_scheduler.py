@@ -195,6 +195,15 @@ def test_work_is_announced_once_and_again_when_no_one_took_it(
     assert RING_AGAIN_SECONDS > 0
 
 
+def test_work_that_could_not_be_announced_is_announced_at_the_next_tick(plugin: Plugin, tmp_path: Path) -> None:
+    accept(plugin, head_ct(tmp_path))
+    rung: list[str] = []
+    rounds = Scheduler(plugin.settings, plugin.spool, plugin.database, lambda queue: bool(rung.append(queue)))
+    for _ in range(3):
+        rounds.tick()
+    assert rung == ["prepare"] * 3
+
+
 def test_a_disk_that_fails_is_waited_for(plugin: Plugin, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     accept(plugin, head_ct(tmp_path))
 

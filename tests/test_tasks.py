@@ -43,6 +43,25 @@ def test_a_broker_that_is_away_costs_the_scheduler_no_time(tmp_path: Path, url: 
     assert time.monotonic() - started < 3
 
 
+@pytest.mark.parametrize("broker", ["embedded", "rabbitmq", "redis"])
+def test_rings_that_no_one_takes_do_not_pile_up(
+    broker: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
+    """Before, a queue that no one served any more filled the broker's disk."""
+    monkeypatch.setattr("plugin.tasks.ENOUGH_RINGS", 5)
+    url = broker if broker == "embedded" else request.getfixturevalue(broker)
+    app = celery_app(Plugin(settings(tmp_path, broker={"url": url})))
+    assert [Bell(app)("signal") for _ in range(9)] == [True] * 5 + [False] * 4  # counted anew by each
+    bell = Bell(app)
+    assert [bell("prepare") for _ in range(9)] == [True] * 5 + [False] * 4
+    connection, prepare = queue(app)
+    with connection:
+        assert [prepare.get(no_ack=True) is not None for _ in range(7)] == [True] * 5 + [False] * 2
+    assert bell("prepare") is False
+    monkeypatch.setattr("plugin.tasks.COUNT_SECONDS", 0.0)
+    assert bell("prepare") is True
+
+
 def test_a_ring_that_redis_cannot_be_told_is_heard_does_not_silence_those_after_it(tmp_path: Path) -> None:
     """Before, a worker whose Redis was restarted while it worked took no work ever again."""
     with redis_server(tmp_path) as url:
