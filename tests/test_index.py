@@ -2,12 +2,14 @@
 
 import threading
 import time
+import traceback
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from sqlalchemy import select, update
+from sqlalchemy import false, select, text, update
+from sqlalchemy.exc import ProgrammingError
 
 from peers import free_port
 from plugin.arrival import Arrival, read_arrival
@@ -105,6 +107,25 @@ def test_a_value_that_the_database_does_not_take_is_told(database: Database, tmp
         pytest.skip("SQLite takes what it is given")
     with pytest.raises(intake.NotTaken):
         add(database, [replace(arrivals(tmp_path)[0], size=1 << 63)])
+
+
+def test_no_error_of_the_database_quotes_a_value(database: Database) -> None:
+    canary = "^".join(["Quillfeather", "Zebulona"])  # not in the lines that a traceback quotes
+    with pytest.raises((IndexUnavailable, ProgrammingError)) as wrong, database.write() as session:
+        session.execute(text("SELECT :name FROM nowhere"), {"name": canary})
+    assert canary not in "".join(traceback.format_exception(wrong.value))
+
+
+def test_a_scheduler_that_another_one_overtook_tries_again(
+    database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batch = arrivals(tmp_path)
+    add(database, batch[:6])
+    with monkeypatch.context() as patch:  # it looked just before the other one wrote
+        patch.setattr(intake._Batch, "_locked", staticmethod(lambda uids: select(Study).where(false())))
+        with pytest.raises(IndexUnavailable):
+            add(database, batch)
+    assert add(database, batch) == [Fate.DROP] * 6 + [Fate.PLACE] * 6
 
 
 def test_the_same_instance_again_is_dropped(database: Database, tmp_path: Path) -> None:

@@ -72,7 +72,9 @@ class Database:
     """
 
     def __init__(self, url: str, *, lock: Path) -> None:
-        self.engine = create_engine(url, pool_pre_ping=not url.startswith("sqlite"), json_deserializer=from_json)
+        self.engine = create_engine(
+            url, pool_pre_ping=not url.startswith("sqlite"), json_deserializer=from_json, hide_parameters=True
+        )
         self._reading = self.engine.execution_options(reading=True)
         self._lock = lock
         if self.engine.dialect.name == "sqlite":

@@ -6,12 +6,12 @@ from enum import Enum, auto
 from typing import Any
 
 from sqlalchemy import Select, insert, select, update
-from sqlalchemy.exc import DataError
+from sqlalchemy.exc import DataError, IntegrityError
 from sqlalchemy.orm import Session
 
 from hlip_core.reasons import Reason
 from plugin.arrival import Arrival, Kind
-from plugin.index.database import Database, clock
+from plugin.index.database import Database, IndexUnavailable, clock
 from plugin.index.tables import Event, Instance, Result, Revision, Series, Study
 from plugin.lifecycle import SERIES_STEPS, STUDY_DONE, STUDY_STEPS, SeriesState, Step, StudyState
 
@@ -231,3 +231,5 @@ def add_instances(database: Database, batch: Sequence[Intake]) -> list[Fate]:
             return fates
     except DataError as error:
         raise NotTaken(type(error.orig).__name__) from None
+    except IntegrityError as error:  # another scheduler, of a rolling update, was quicker
+        raise IndexUnavailable(type(error.orig).__name__) from None
