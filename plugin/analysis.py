@@ -247,7 +247,11 @@ def read_source(study: StudyView, header_paths: Mapping[str, Path]) -> Dataset:
     for series in sorted(study.series, key=lambda series: (not series.has_content, series.order)):
         path = header_paths.get(series.series_instance_uid)
         if path is not None and path.is_file():
-            return dcmread(path)
+            try:
+                return dcmread(path)
+            except MALFORMED as error:  # one that is damaged is as good as none
+                if isinstance(error, OSError) and error.errno is not None:
+                    raise
     raise FileNotFoundError("no readable header is kept of this study")
 
 

@@ -116,6 +116,7 @@ STUDY_STEPS = {
     "reported": _step([_T.ANALYSING], _T.REPORTED),
     "refused": _step([_T.ANALYSING], _T.REFUSED),
     "failed once": _step([_T.ANALYSING], _T.READY),
+    "lacked a scan": _step([_T.ANALYSING], _T.RECEIVING),
     "gave up": _step([_T.READY, _T.ANALYSING], _T.FAILED),
     "retry": _step([_T.FAILED, _T.REFUSED, _T.REPORTED], _T.RECEIVING),
 }

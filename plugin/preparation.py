@@ -1,5 +1,6 @@
 """One series, from its files to the prepared scan and the header that are kept of it."""
 
+import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from hlip_core.scope import screen
 from hlip_core.volume import PreparedScan, open_series, prepare
 from plugin.routing import route
 from plugin.settings import RoutingRule
+from plugin.spool import write_durably
 
 HEADER_GROUPS = frozenset({0x0002, 0x0008, 0x0010, 0x0012, 0x0018, 0x0020, 0x0032, 0x0038, 0x0040})
 
@@ -53,7 +55,10 @@ def prepare_series(job: Job) -> PreparedScan:
 
 
 def keep_header(dataset: Dataset, path: Path) -> None:
-    """Write a header without pixels, private elements and functional groups; a broken one is not kept."""
+    """Write a header without pixels, private elements and functional groups, durably; a broken one is not kept.
+
+    Raises OSError: the disk failed, not the header.
+    """
     header = Dataset()
     for element in dataset.elements():
         if element.tag.group in HEADER_GROUPS:
@@ -61,9 +66,10 @@ def keep_header(dataset: Dataset, path: Path) -> None:
     implicit, little_endian = dataset.original_encoding
     header.set_original_encoding(implicit, little_endian, dataset.original_character_set)
     header.file_meta = dataset.file_meta
+    encoded = io.BytesIO()
     try:
-        header.save_as(path, enforce_file_format=True)
-    except MALFORMED as error:
+        header.save_as(encoded, enforce_file_format=True)
+    except MALFORMED:
         path.unlink(missing_ok=True)
-        if isinstance(error, OSError) and error.errno is not None:  # the disk's fault, not the header's
-            raise
+    else:
+        write_durably(path, encoded.getvalue())

@@ -92,6 +92,11 @@ def digest_by_name(arrival: Path) -> str | None:
     return named["digest"] if named else None
 
 
+def beside(path: Path, token: str) -> Path:
+    """A name in the same folder that nothing reads; what is left of it by a kill is swept."""
+    return path.with_name(f".{path.name}.{token}{PART}")
+
+
 def _own_buffer() -> memoryview:
     """This thread's, kept: fresh memory would cost as much as reading into it."""
     if not hasattr(_buffers, "own"):
@@ -287,6 +292,14 @@ class Spool:
 
     def header_path(self, study_uid: str, series_uid: str) -> Path:
         return self.prepared_path(study_uid, series_uid).with_suffix(".header.dcm")
+
+    def publish_prepared(self, staged: Path, place: Path) -> None:
+        """Put what was made of a series, durably beside its place, there; where nothing was, nothing stays there."""
+        try:
+            staged.rename(place)
+        except FileNotFoundError:
+            place.unlink(missing_ok=True)
+        fsync_folder(place.parent)
 
     def results_folder(self, study_uid: str, revision: int) -> Path:
         return self.results / study_uid / f"r{revision}"

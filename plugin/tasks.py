@@ -14,7 +14,8 @@ from queue import Empty
 import structlog
 from celery import Celery
 from celery import signals as celery_signals
-from celery.platforms import SecurityWarning
+from celery.platforms import EX_FAILURE, SecurityWarning
+from celery.worker import state as worker_state
 from kombu import Connection, Producer
 from kombu.exceptions import OperationalError
 from kombu.transport import TRANSPORT_ALIASES, filesystem
@@ -22,7 +23,7 @@ from kombu.utils.json import dumps, loads
 
 from plugin.bootstrap import Plugin
 from plugin.settings import Settings
-from plugin.work import WORK, work_once
+from plugin.work import WORK, DeviceLost, work_once
 
 log = structlog.get_logger("hlip.tasks")
 
@@ -120,7 +121,11 @@ def celery_app(plugin: Plugin) -> Celery:
 def _register(app: Celery, plugin: Plugin, queue: str) -> None:
     @app.task(name=f"hlip.{queue}", shared=False)  # of this application only, should there be two in a process
     def task() -> None:
-        work_once(plugin, queue)
+        try:
+            work_once(plugin, queue)
+        except DeviceLost:
+            log.error("the device failed: this worker ends, for a new one to take its place")
+            worker_state.should_stop = EX_FAILURE  # Celery ends after this task
 
 
 def reach_broker(plugin: Plugin, *, seconds: float) -> None:

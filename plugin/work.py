@@ -4,14 +4,15 @@ import errno
 import os
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC
 from functools import partial
 from pathlib import Path
 
 import structlog
+from pydicom import Dataset
 
-from hlip_core.errors import Refused
+from hlip_core.errors import DamagedScan, Refused
 from hlip_core.reasons import Reason
 from hlip_core.volume import PreparedScan
 from plugin import delivery, looks, metrics, withdrawal
@@ -29,6 +30,7 @@ from plugin.analysis import (
 from plugin.audit_message import MINOR_FAILURE, SUCCESS, Outcome
 from plugin.bootstrap import Plugin
 from plugin.index import leases, outcomes, overview
+from plugin.index.database import IndexUnavailable
 from plugin.index.embeddings import NewEmbedding
 from plugin.index.leases import Claim
 from plugin.index.withdrawal import NewNote
@@ -38,19 +40,44 @@ from plugin.results import StudyReport
 from plugin.sandbox import Died, cause_of
 from plugin.search.kept import new_embeddings, series_vectors
 from plugin.signals import sending
+from plugin.spool import beside
 from plugin.study import SeriesView, StudyView
 
 log = structlog.get_logger("hlip.work")
 
 FAILED_WAIT_SECONDS = 2.0
 FILLS_THE_DISK = frozenset({"prepare", "analyse"})
-DISK_IS_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
+MACHINE_WAIT_SECONDS = 10.0
+OF_THE_ITEM = frozenset(
+    {errno.ENOENT, errno.EINVAL, errno.EOVERFLOW, errno.EFBIG, errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR}
+)
+"""What an item's own files can cause; all else that a system call fails of is the machine's."""
+
+
+class DeviceLost(Exception):
+    """The GPU failed under this process, which can compute nothing any more; a new one may."""
+
+
+def is_of_the_device(error: BaseException) -> bool:
+    """Whether CUDA failed, other than for want of memory; torch is not imported to know."""
+    names = {kind.__name__ for kind in type(error).__mro__}
+    return "AcceleratorError" in names or (isinstance(error, RuntimeError) and "CUDA error" in str(error))
+
+
+def is_to_blame(error: BaseException) -> bool:
+    """Whether it is the item that failed, and not the machine, the index or the device."""
+    if isinstance(error, IndexUnavailable) or is_of_the_device(error):
+        return False
+    return not isinstance(error, OSError) or error.errno is None or error.errno in OF_THE_ITEM
 
 
 def work_once(plugin: Plugin, queue: str) -> bool:
     """Claim and do the most urgent item of a queue; False where there is none.
 
     Whatever goes wrong in an item ends here: it is tried again later, and given up by the scheduler in the end.
+
+    Raises:
+        DeviceLost: this process is to end.
     """
     workers = plugin.settings.workers
     if queue in FILLS_THE_DISK and not plugin.spool.room_for_work.is_enough():
@@ -65,6 +92,7 @@ def work_once(plugin: Plugin, queue: str) -> bool:
     if claim is None:
         return False
     lost = metrics.LEASES_LOST.labels(queue).inc
+    is_lost = False
     with (
         leases.kept_alive(plugin.database, claim, workers.lease_seconds, lost=lost),
         metrics.STAGE_SECONDS.labels(queue).time(),
@@ -74,50 +102,91 @@ def work_once(plugin: Plugin, queue: str) -> bool:
         except Exception as error:  # the task's border: one study's fault is not the worker's end
             metrics.FAILURES.labels(queue).inc()
             log.error("failed", queue=queue, item=claim.id, attempt=claim.attempts, cause=cause_of(error))
-            leases.put_back(
-                plugin.database,
-                claim,
-                detail=cause_of(error),
-                wait_seconds=backoff_seconds(claim.attempts, first=FAILED_WAIT_SECONDS, longest=60),
-                is_to_blame=not (isinstance(error, OSError) and error.errno in DISK_IS_FULL),
-            )
+            _put_back(plugin, claim, error)
+            is_lost = is_of_the_device(error)
+    if is_lost:
+        raise DeviceLost
     return True
+
+
+def _put_back(plugin: Plugin, claim: Claim, error: Exception) -> None:
+    blamed = is_to_blame(error) or not leases.QUEUES[claim.queue].gives_up
+    wait = backoff_seconds(claim.attempts, first=FAILED_WAIT_SECONDS, longest=60)
+    try:
+        leases.put_back(
+            plugin.database,
+            claim,
+            detail=cause_of(error),
+            wait_seconds=wait if blamed else MACHINE_WAIT_SECONDS,
+            is_to_blame=blamed,
+        )
+    except IndexUnavailable as away:  # its lease runs out
+        log.error("not put back", queue=claim.queue, item=claim.id, cause=str(away))
 
 
 # ---- prepare -----------------------------------------------------------------------------------------------
 
 
 def _prepare(plugin: Plugin, claim: Claim) -> None:
-    started = time.monotonic()
+    """What comes of it lies beside its place until the index says that the claim stands."""
     series = overview.series_view(plugin.database, claim.id)
     uids = (series.study_instance_uid, series.series_instance_uid)
+    place, header = plugin.spool.prepared_path(*uids), plugin.spool.header_path(*uids)
+    token = claim.owner.rpartition("/")[2]
     job = Job(
         paths=[plugin.spool.instance_path(*uids, i.sop_instance_uid) for i in series.instances],
         spec=plugin.bundle.preprocessing,
         rules=plugin.settings.routing.rules,
-        prepared_path=plugin.spool.prepared_path(*uids),
-        header_path=plugin.spool.header_path(*uids),
+        prepared_path=beside(place, token),
+        header_path=beside(header, token),
     )
+
+    def publish(*, scan: bool) -> None:
+        if scan:
+            plugin.spool.publish_prepared(job.prepared_path, place)
+        if scan or job.header_path.exists():
+            plugin.spool.publish_prepared(job.header_path, header)
+
+    try:
+        _prepare_as(plugin, claim, series, job, publish)
+    finally:
+        job.prepared_path.unlink(missing_ok=True)
+        job.header_path.unlink(missing_ok=True)
+
+
+def _prepare_as(plugin: Plugin, claim: Claim, series: SeriesView, job: Job, publish: Callable[..., None]) -> None:
+    started, series_uid = time.monotonic(), series.series_instance_uid
     try:
         _check_all_are_here(series)
         notes = plugin.sandbox.prepare(job)
     except Died as death:
         _put_back_poison(plugin, claim, cause=str(death), seconds=time.monotonic() - started)
         metrics.FAILURES.labels("prepare").inc()
-        log.error("not prepared", series_instance_uid=uids[1], attempt=claim.attempts, cause=str(death))
+        log.error("not prepared", series_instance_uid=series_uid, attempt=claim.attempts, cause=str(death))
         return
     except Refused as refusal:
-        seconds = time.monotonic() - started
         outcomes.series_refused(
-            plugin.database, claim, reason=str(refusal.reason), detail=refusal.detail, seconds=seconds
+            plugin.database,
+            claim,
+            reason=str(refusal.reason),
+            detail=refusal.detail,
+            seconds=time.monotonic() - started,
+            publish=partial(publish, scan=False),
         )
         metrics.SERIES.labels("refused", str(refusal.reason)).inc()
-        log.info("refused", series_instance_uid=uids[1], reason=str(refusal.reason))
+        log.info("refused", series_instance_uid=series_uid, reason=str(refusal.reason))
         return
     seconds = time.monotonic() - started
-    outcomes.series_prepared(plugin.database, claim, notes=notes, seconds=seconds)
-    metrics.SERIES.labels("prepared", "").inc()
-    log.info("prepared", series_instance_uid=uids[1], instances=len(job.paths), seconds=round(seconds, 2))
+    stands = outcomes.series_prepared(
+        plugin.database, claim, notes=notes, seconds=seconds, publish=partial(publish, scan=True)
+    )
+    metrics.SERIES.labels("prepared" if stands else "overtaken", "").inc()
+    log.info(
+        "prepared" if stands else "overtaken",
+        series_instance_uid=series_uid,
+        instances=len(job.paths),
+        seconds=round(seconds, 2),
+    )
 
 
 def _put_back_poison(plugin: Plugin, claim: Claim, *, cause: str, seconds: float) -> None:
@@ -135,16 +204,54 @@ def _check_all_are_here(series: SeriesView) -> None:
 # ---- analyse -----------------------------------------------------------------------------------------------
 
 
+class _Lacking(Exception):
+    """What was prepared of these series is missing or damaged."""
+
+    def __init__(self, series_instance_uids: Sequence[str]) -> None:
+        self.series_instance_uids = series_instance_uids
+
+
+def _scans(plugin: Plugin, study: StudyView) -> dict[str, PreparedScan]:
+    """By SeriesInstanceUID. Raises _Lacking, and OSError where the disk failed."""
+    scans, lost = {}, []
+    for series_uid in (row.series_instance_uid for row in study.series if row.state == SeriesState.PREPARED):
+        try:
+            scans[series_uid] = PreparedScan.load(plugin.spool.prepared_path(study.study_instance_uid, series_uid))
+        except (DamagedScan, FileNotFoundError):
+            lost.append(series_uid)
+    if lost:
+        raise _Lacking(lost)
+    return scans
+
+
+def _source(plugin: Plugin, study: StudyView, scans: Mapping[str, PreparedScan]) -> Dataset:
+    """The header that results copy. Raises _Lacking where preparing again may bring one back."""
+    try:
+        return read_source(study, _header_paths(plugin, study))
+    except FileNotFoundError:
+        if scans:
+            raise _Lacking(list(scans)) from None
+        raise
+
+
 def _analyse(plugin: Plugin, claim: Claim) -> None:
-    started = time.monotonic()
     study = overview.study_view(plugin.database, claim.id)
-    scans = {
-        series.series_instance_uid: PreparedScan.load(
-            plugin.spool.prepared_path(study.study_instance_uid, series.series_instance_uid)
+    try:
+        _analyse_study(plugin, claim, study)
+    except _Lacking as lacking:
+        outcomes.study_lacked(plugin.database, claim, lacking.series_instance_uids)
+        metrics.FAILURES.labels("analyse").inc()
+        log.error(
+            "prepared scans are missing or damaged",
+            study_instance_uid=study.study_instance_uid,
+            series=len(lacking.series_instance_uids),
+            attempt=claim.attempts,
         )
-        for series in study.series
-        if series.state == SeriesState.PREPARED
-    }
+
+
+def _analyse_study(plugin: Plugin, claim: Claim, study: StudyView) -> None:
+    started = time.monotonic()
+    scans = _scans(plugin, study)
     fate_rows = fates(study, scans, plugin.bundle)
     try:
         check_patient(study)
@@ -170,7 +277,7 @@ def _analyse(plugin: Plugin, claim: Claim) -> None:
     analysis = analyse_study(
         study,
         scans,
-        read_source(study, _header_paths(plugin, study)),
+        _source(plugin, study, scans),
         plugin.bundle,
         fate_rows=fate_rows,
         thresholds=thresholds,

@@ -611,7 +611,7 @@ def test_a_disk_that_is_full_blames_no_study(
     small_disk: Path, tmp_path: Path, site: Callable[..., Site], monkeypatch: pytest.MonkeyPatch, queue: str
 ) -> None:
     """The index lies on another disk here, as a database server's does."""
-    monkeypatch.setattr("plugin.work.FAILED_WAIT_SECONDS", 0.0)
+    monkeypatch.setattr("plugin.work.MACHINE_WAIT_SECONDS", 0.0)
     index_url = f"sqlite:///{tmp_path / 'index.sqlite'}"
     here = Site(small_disk, spool={"worker_min_free_gigabytes": 0}, index={"url": index_url})
     here.receive(*head_ct(tmp_path))

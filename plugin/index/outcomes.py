@@ -1,6 +1,6 @@
 """What work came to: the only writes that end a claim. Each does nothing, and says so, where the claim is lost."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from plugin.lifecycle import (
     SERIES_STEPS,
     STUDY_STEPS,
     DeliveryState,
+    SeriesState,
     StudyState,
 )
 
@@ -32,33 +33,46 @@ def _end(session: Session, claim: Claim, table: type[Series | Study | Delivery],
 # ---- prepare -----------------------------------------------------------------------------------------------
 
 
-def series_prepared(database: Database, claim: Claim, *, notes: Sequence[str], seconds: float) -> bool:
+def series_prepared(
+    database: Database,
+    claim: Claim,
+    *,
+    notes: Sequence[str],
+    seconds: float,
+    publish: Callable[[], object] = lambda: None,
+) -> bool:
+    """`publish` puts the prepared scan and the header in their places; see `study_reported`."""
+    values = {"state": SERIES_STEPS["prepared"].target, "reason": None, "notes": list(notes)}
+    return _series_done(database, claim, "prepared", values, seconds=seconds, publish=publish)
+
+
+def series_refused(
+    database: Database,
+    claim: Claim,
+    *,
+    reason: str,
+    detail: str,
+    seconds: float,
+    publish: Callable[[], object] = lambda: None,
+) -> bool:
+    """`publish` puts the header in its place, if one was kept; see `study_reported`."""
+    values = {"state": SERIES_STEPS["refused"].target, "reason": reason, "detail": detail}
+    return _series_done(database, claim, "refused", values, seconds=seconds, publish=publish)
+
+
+def _series_done(
+    database: Database, claim: Claim, stage: str, values: dict, *, seconds: float, publish: Callable[[], object]
+) -> bool:
     with database.write() as session:
-        return _end(
-            session,
-            claim,
-            Series,
-            state=SERIES_STEPS["prepared"].target,
-            reason=None,
-            notes=list(notes),
-            prepared_removed_at=None,
-        ) and _series_event(session, claim, "prepared", seconds)
+        if not _end(session, claim, Series, prepared_removed_at=None, **values):
+            return False
+        _series_event(session, claim, stage, seconds)
+        session.flush()
+        publish()
+        return True
 
 
-def series_refused(database: Database, claim: Claim, *, reason: str, detail: str, seconds: float) -> bool:
-    with database.write() as session:
-        return _end(
-            session,
-            claim,
-            Series,
-            state=SERIES_STEPS["refused"].target,
-            reason=reason,
-            detail=detail,
-            prepared_removed_at=None,
-        ) and _series_event(session, claim, "refused", seconds)
-
-
-def _series_event(session: Session, claim: Claim, stage: str, seconds: float) -> bool:
+def _series_event(session: Session, claim: Claim, stage: str, seconds: float) -> None:
     series = session.get_one(Series, claim.id)
     series.study.prepared_removed_at = None
     session.add(
@@ -70,7 +84,6 @@ def _series_event(session: Session, claim: Claim, stage: str, seconds: float) ->
             seconds=seconds,
         )
     )
-    return True
 
 
 # ---- analyse -----------------------------------------------------------------------------------------------
@@ -98,6 +111,23 @@ def study_refused(database: Database, claim: Claim, *, reason: str, detail: str,
         ended = _end(session, claim, Study, state=STUDY_STEPS["refused"].target, reason=reason, detail=detail)
         if ended:
             session.add(Event(study_id=claim.id, stage="refused", at=clock(), seconds=seconds))
+        return ended
+
+
+def study_lacked(database: Database, claim: Claim, series_instance_uids: Collection[str]) -> bool:
+    """Prepared scans, or the headers beside them, are missing or damaged: they are as good as removed.
+
+    The scheduler has them made anew, and the study waits for that. The try counts.
+    """
+    lost = update(Series).where(
+        Series.study_id == claim.id,
+        Series.series_instance_uid.in_(series_instance_uids),
+        Series.state == SeriesState.PREPARED,
+    )
+    with database.write() as session:
+        ended = _end(session, claim, Study, state=STUDY_STEPS["lacked a scan"].target)
+        if ended:
+            session.execute(lost.values(prepared_removed_at=clock()).execution_options(synchronize_session=False))
         return ended
 
 
