@@ -24,6 +24,8 @@ ORDER = (  # of two one-frame images at one place, the lower is the first
     "DiffusionBValue",
     "InstanceNumber",
 )
+OF_VOLUME = ORDER.index("AcquisitionNumber") + 1  # that many of them are the same for all frames of one volume
+OF_VOLUME_MULTI_FRAME = 2
 
 Vector = tuple[float, float, float]
 
@@ -34,7 +36,7 @@ class Frame:
 
     `position` is the centre of the first pixel; `across` the direction in which the column index grows, `down`
     that of the row index. `spacing` is (between rows, between columns). `order` says which of two frames at
-    one place is the first.
+    one place is the first; `volume`, how it begins: the numbers of the temporal position and the acquisition.
     """
 
     instance: int  # index into the datasets of the series
@@ -48,6 +50,7 @@ class Frame:
     slope: float
     intercept: float
     order: tuple[tuple[float, ...], str]
+    volume: tuple[float, ...]
 
 
 def frames_of(datasets: Sequence[Dataset], modality: str) -> list[Frame]:
@@ -77,9 +80,9 @@ def frames_of(datasets: Sequence[Dataset], modality: str) -> list[Frame]:
 
 
 def _single(dataset: Dataset, instance: int, modality: str) -> Frame:
-    order = tuple(number(dataset, keyword) or 0.0 for keyword in ORDER), text(dataset, "SOPInstanceUID")
+    numbered = tuple(number(dataset, keyword) or 0.0 for keyword in ORDER)
     places = _Places(dataset, dataset, dataset)
-    return _frame(dataset, instance, None, places, (dataset, modality), order)
+    return _frame(dataset, instance, None, places, (dataset, modality), (numbered, OF_VOLUME))
 
 
 class _Groups:
@@ -111,12 +114,13 @@ def _of_group(dataset: Dataset, instance: int, frame_number: int, groups: _Group
         number(dataset, "InstanceNumber") or 0.0,
         float(frame_number),
     )
-    order = numbered, text(dataset, "SOPInstanceUID")
     places = _Places(
         groups["PlanePositionSequence"], groups["PlaneOrientationSequence"], groups["PixelMeasuresSequence"]
     )
     transformation = groups["PixelValueTransformationSequence"]
-    return _frame(dataset, instance, frame_number, places, (transformation, modality), order)
+    return _frame(
+        dataset, instance, frame_number, places, (transformation, modality), (numbered, OF_VOLUME_MULTI_FRAME)
+    )
 
 
 def _frame(
@@ -125,8 +129,9 @@ def _frame(
     frame_number: int | None,
     places: _Places,
     values: tuple[Dataset, str],
-    order: tuple[tuple[float, ...], str],
+    numbers_of: tuple[tuple[float, ...], int],
 ) -> Frame:
+    numbered, of_volume = numbers_of
     across, down = _directions(places.orientation)
     slope, intercept = _rescale(*values)
     thickness = number(places.measures, "SliceThickness")
@@ -141,7 +146,8 @@ def _frame(
         thickness=thickness if thickness and 0 < thickness <= 50 else None,
         slope=slope,
         intercept=intercept,
-        order=order,
+        order=(numbered, text(dataset, "SOPInstanceUID")),
+        volume=numbered[:of_volume],
     )
 
 

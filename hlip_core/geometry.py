@@ -5,11 +5,17 @@ The rules, in the order in which they are applied:
 1. Frames of one size, orientation and pixel spacing belong together. The largest such group is used when it
    holds at least two thirds of the frames (the rest is noted); otherwise the series is refused.
 2. Slices are sorted by their position along the slice normal; instance numbers and file names say nothing.
-3. Frames closer than 0.05 mm lie at one position. The first of them is used: lowest temporal position, then
-   acquisition, echo, b-value, instance or frame number. A series of several volumes gives its first one.
-4. Positions that drift sideways on a straight line are a gantry tilt: noted, not resampled. Above 45 degrees,
+3. A series of several volumes gives its first complete one. Frames of one temporal position and acquisition are
+   a part. Parts that follow each other (sequential CT) are joined; of parts that lie in one place the first is
+   used whose extent is at least 0.9 of the longest one's, and a part is left out that has more than half of its
+   extent where those before it lie already. A slice is as thick as it says, though not thicker than its distance
+   to the next one of its part: parts whose slices lie in each other's gaps are joined. A part of one slice is
+   left out only where it lies between two slices of another part.
+4. Frames closer than 0.05 mm lie at one position. The first of them is used: lowest temporal position, then
+   acquisition, echo, b-value, instance or frame number.
+5. Positions that drift sideways on a straight line are a gantry tilt: noted, not resampled. Above 45 degrees,
    or with more than 30 mm between a slice and that line, the frames are no stack.
-5. A gap is a hole when it is wider than 1.5 x the median gap and 1.5 x the thickness of the slices beside it.
+6. A gap is a hole when it is wider than 1.5 x the median gap and 1.5 x the thickness of the slices beside it.
    Holes are noted; refused when together they hide more than a fifth of the extent.
 
 Nothing is resampled: axes are only swapped and turned round, so that they run in one order (ORIENTATIONS).
@@ -31,6 +37,8 @@ __all__ = ["ORIENTATIONS", "Axis", "Stack", "stack_of"]
 
 SAME_PLACE = 0.05  # mm
 DOMINANT = 2 / 3
+COMPLETE = 0.9
+MAX_SHARED = 0.5
 MAX_TILT = 45.0  # degrees
 MAX_DRIFT = 30.0  # mm
 MAX_HIDDEN = 0.2
@@ -101,7 +109,8 @@ def stack_of(frames: Sequence[Frame], *, depth: str = "slice") -> Stack:
     across, down = np.array(group[0].across), np.array(group[0].down)
     normal = np.cross(across, down)
     positions = np.array([frame.position for frame in group])
-    kept, at, duplicates = _first_at_each_position(group, positions @ normal)
+    along = positions @ normal
+    kept, at, duplicates = _first_at_each_position(group, along, _other_volumes(group, along))
     notes += duplicates
     places = positions[kept]
     tilt = _tilt(places @ np.stack([across, down], axis=1), at)
@@ -141,8 +150,70 @@ def _alike(a: Frame, b: Frame) -> bool:
     return ours == theirs or max(abs(x - y) for x, y in zip(ours, theirs, strict=True)) < 2e-3
 
 
-def _first_at_each_position(group: Sequence[Frame], at: np.ndarray) -> tuple[list[int], np.ndarray, list[str]]:
-    """Indices into the group, sorted along the normal, one for each position; their positions; notes."""
+@dataclass(frozen=True)
+class _Part:
+    """Frames of one temporal position and acquisition, and from where to where each reaches along the normal (mm)."""
+
+    frames: Sequence[int]  # indices into the group
+    starts: np.ndarray
+    ends: np.ndarray
+    first: float  # the position of its first slice
+    last: float
+
+    @property
+    def is_flat(self) -> bool:
+        return self.last - self.first < SAME_PLACE
+
+    def cells(self, edges: np.ndarray) -> np.ndarray:
+        """Which of the cells between these edges it lies in, bool [edges - 1]."""
+        inside = np.zeros(len(edges) - 1, dtype=bool)
+        for start, end in zip(*(np.searchsorted(edges, side) for side in (self.starts, self.ends)), strict=True):
+            inside[start:end] = True
+        return inside
+
+
+def _part(frames: Sequence[int], group: Sequence[Frame], at: np.ndarray) -> _Part:
+    places = at[frames]
+    steps = np.diff(np.sort(places))
+    steps = steps[steps >= SAME_PLACE]
+    thickness = np.array([group[i].thickness or math.inf for i in frames])
+    thickness = np.minimum(thickness, np.median(steps) if len(steps) else math.inf)
+    half = np.where(np.isfinite(thickness), thickness, SAME_PLACE) / 2
+    return _Part(frames, places - half, places + half, float(places.min()), float(places.max()))
+
+
+def _other_volumes(group: Sequence[Frame], at: np.ndarray) -> set[int]:
+    """Indices of the frames that do not belong to the first complete volume (rule 3)."""
+    numbered: dict[tuple[float, ...], list[int]] = {}
+    for i, frame in enumerate(group):
+        numbered.setdefault(frame.volume, []).append(i)
+    parts = [_part(numbered[volume], group, at) for volume in sorted(numbered)]
+    if len(parts) == 1 or all(part.is_flat for part in parts):
+        return set()
+    edges = np.unique([edge for part in parts for edge in (*part.starts, *part.ends, part.first, part.last)])
+    widths = np.diff(edges)
+    extents = [float(widths[part.cells(edges)].sum()) for part in parts]
+    complete = COMPLETE * max(extents)
+    others: set[int] = set()
+    taken, amid = np.zeros((2, len(widths)), dtype=bool)
+    for k in sorted(range(len(parts)), key=lambda k: (parts[k].is_flat, extents[k] < complete)):
+        cells = parts[k].cells(edges)
+        shared = cells & (amid if parts[k].is_flat else taken)
+        if widths[shared].sum() > MAX_SHARED * extents[k]:
+            others.update(parts[k].frames)
+        elif not parts[k].is_flat:
+            taken |= cells
+            amid |= cells & (edges[:-1] >= parts[k].first) & (edges[1:] <= parts[k].last)
+    return others
+
+
+def _first_at_each_position(
+    group: Sequence[Frame], at: np.ndarray, others: set[int]
+) -> tuple[list[int], np.ndarray, list[str]]:
+    """Indices into the group, sorted along the normal, one for each position; their positions; notes.
+
+    `others` are the frames of other volumes.
+    """
     by_place = sorted(range(len(group)), key=lambda i: (at[i], group[i].order))
     places: list[list[int]] = []
     for i in by_place:
@@ -150,10 +221,14 @@ def _first_at_each_position(group: Sequence[Frame], at: np.ndarray) -> tuple[lis
             places[-1].append(i)
         else:
             places.append([i])
-    kept = [min(place, key=lambda i: group[i].order) for place in places]
-    left_out = len(group) - len(kept)
+    used = [place for place in places if not others.issuperset(place)]
+    kept = [min(place, key=lambda i: (i in others, group[i].order)) for place in used]
     notes = []
-    counts = {len(place) for place in places}
+    if len(used) < len(places):
+        notes.append(f"{len(others)} images of other volumes left out: the first complete volume is used")
+        used = [[i for i in place if i not in others] for place in used]
+    left_out = sum(len(place) - 1 for place in used)
+    counts = {len(place) for place in used}
     if left_out and len(counts) == 1:
         notes.append(f"{counts.pop()} images at every position: the first volume is used")
     elif left_out:

@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import random
+from typing import Any
 
 import numpy as np
 import pytest
@@ -172,6 +173,87 @@ def test_a_repeated_volume_gives_its_first_time_point() -> None:
     scan = prepare([*second, *first], SMALL)
     np.testing.assert_array_equal(scan.voxels, prepare(first, SMALL).voxels)
     assert scan.notes == ("2 images at every position: the first volume is used",)
+
+
+def acquisition(number: int, *, start: float = 0.0, count: int = 12, hu: float = 0.0, **how: Any) -> list[Dataset]:
+    """Slices of one acquisition, the first of them `start` slices along the stack; `hu` brighter than others."""
+    offsets = [start + i for i in range(count)]
+    datasets = series.series(series.head(count) + hu, offsets=offsets, AcquisitionNumber=number, **how)
+    for dataset in datasets:
+        dataset.SOPInstanceUID += f".{number}"
+    return datasets
+
+
+@pytest.mark.parametrize("start", [0.02, 0.5, -0.5, 0.9])
+@pytest.mark.parametrize("keyword", ["AcquisitionNumber", "TemporalPositionIdentifier"])
+def test_two_volumes_are_not_interleaved(start: float, keyword: str) -> None:
+    first, second = acquisition(1), acquisition(2, start=start, hu=30)
+    for dataset in (*first, *second):
+        number = dataset.AcquisitionNumber
+        dataset.AcquisitionNumber = None
+        setattr(dataset, keyword, number)
+    scan = prepare(random.Random(1).sample([*first, *second], 24), SMALL)
+    np.testing.assert_array_equal(scan.voxels, prepare(first, SMALL).voxels)
+    assert scan.spacing == prepare(first, SMALL).spacing
+    assert scan.notes == ("12 images of other volumes left out: the first complete volume is used",)
+
+
+def test_two_volumes_of_a_multi_frame_image_are_not_interleaved() -> None:
+    first, second = acquisition(1), acquisition(2, start=0.5, hu=30)
+    image = series.enhanced([*first, *second])
+    for i, item in enumerate(image.PerFrameFunctionalGroupsSequence):
+        item.FrameContentSequence[0].FrameAcquisitionNumber = 1 + i // 12
+    scan = prepare([image], SMALL)
+    np.testing.assert_array_equal(scan.voxels, prepare(first, SMALL).voxels)
+    assert [number for _, number in scan.source.frames] == list(range(1, 13))
+
+
+def test_an_acquisition_that_was_broken_off_is_not_the_first_volume() -> None:
+    broken, whole = acquisition(1, count=7, hu=30), acquisition(2)
+    scan = prepare([*broken, *whole], SMALL)
+    np.testing.assert_array_equal(scan.voxels, prepare(whole, SMALL).voxels)
+    assert scan.notes == ("7 images at positions already taken left out",)
+
+
+@pytest.mark.parametrize("rotation", [1, 2, 4])
+@pytest.mark.parametrize("spacing", [5.0, 2.5])
+def test_the_rotations_of_a_sequential_scan_are_one_volume(rotation: int, spacing: float) -> None:
+    datasets = series.series(series.head(), spacing=(spacing, 2.5, 2.5), SliceThickness=5)
+    plain = prepare(datasets, SMALL)
+    for i, dataset in enumerate(datasets):
+        dataset.AcquisitionNumber = 1 + i // rotation
+    scan = prepare(datasets, SMALL)
+    np.testing.assert_array_equal(scan.voxels, plain.voxels)
+    assert (len(scan.instances), scan.notes) == (12, plain.notes)
+
+
+def test_a_scan_of_many_rotations_that_was_done_twice_gives_its_first_pass() -> None:
+    passes = [acquisition(1 + p * 6 + k, start=2 * k + p / 2, count=2, hu=30 * p) for p in (0, 1) for k in range(6)]
+    scan = prepare([dataset for rotation in passes for dataset in rotation], SMALL)
+    assert {dataset.SOPInstanceUID for rotation in passes[:6] for dataset in rotation} == {u for _, u in scan.instances}
+
+
+@pytest.mark.parametrize("numbers", [[1] * 12, [None] * 12, [None] * 5 + [7] * 7, [1, 2] * 6, [1] * 5 + [2] + [1] * 6])
+def test_parts_that_lie_in_each_others_gaps_or_follow_each_other_are_joined(numbers: list[int | None]) -> None:
+    datasets = series.series(series.head())
+    plain = prepare(datasets, SMALL)
+    for dataset, number in zip(datasets, numbers, strict=True):
+        dataset.AcquisitionNumber = number
+    scan = prepare(datasets, SMALL)
+    np.testing.assert_array_equal(scan.voxels, plain.voxels)
+    assert (len(scan.instances), scan.notes) == (12, ())
+
+
+def test_a_single_slice_that_reaches_into_the_next_rotation_is_kept() -> None:
+    lower, upper = acquisition(1, count=1, SliceThickness=4), acquisition(2, start=0.3, count=11)
+    assert len(prepare([*upper, *lower], SMALL).instances) == 12
+
+
+def test_a_single_slice_amid_a_volume_is_left_out() -> None:
+    whole, single = acquisition(2), acquisition(1, start=5.4, count=1)
+    scan = prepare([*single, *whole], SMALL)
+    assert len(scan.instances) == 12
+    assert scan.notes == ("1 images of other volumes left out: the first complete volume is used",)
 
 
 def test_few_images_of_another_size_are_left_out() -> None:
