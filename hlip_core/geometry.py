@@ -17,6 +17,8 @@ The rules, in the order in which they are applied:
    or with more than 30 mm between a slice and that line, the frames are no stack.
 6. A gap is a hole when it is wider than 1.5 x the median gap and 1.5 x the thickness of the slices beside it.
    Holes are noted; refused when together they hide more than a fifth of the extent.
+7. The stack is partial where slices are missing in a hole, or where images that rule 1 left out lie more than half
+   a gap beyond its ends. Images of another volume do so when they lie beyond them by a tenth of its extent.
 
 Nothing is resampled: axes are only swapped and turned round, so that they run in one order (ORIENTATIONS).
 """
@@ -74,6 +76,7 @@ class Stack:
     orientation: str
     axes: tuple[Axis, Axis, Axis]
     notes: tuple[str, ...]
+    is_partial: bool  # slices are missing, or were left out and lie where the stack does not reach
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -105,28 +108,34 @@ def stack_of(frames: Sequence[Frame], *, depth: str = "slice") -> Stack:
     `depth` "slice": the slice axis is the depth; "coarsest": the axis with the largest spacing is, unless the
     slice axis comes within 1 % of it. Raises Refused(geometry).
     """
-    group, notes = _dominant(sorted(frames, key=lambda frame: frame.order))
+    group, unlike, notes = _dominant(sorted(frames, key=lambda frame: frame.order))
     across, down = np.array(group[0].across), np.array(group[0].down)
     normal = np.cross(across, down)
     positions = np.array([frame.position for frame in group])
     along = positions @ normal
-    kept, at, duplicates = _first_at_each_position(group, along, _other_volumes(group, along))
+    others = _other_volumes(group, along)
+    kept, at, duplicates = _first_at_each_position(group, along, others)
     notes += duplicates
     places = positions[kept]
     tilt = _tilt(places @ np.stack([across, down], axis=1), at)
     notes += tilt
     slices = tuple(group[i] for i in kept)
-    notes += _gaps(slices, at)
+    gap_notes, has_holes = _gaps(slices, at)
+    notes += gap_notes
     gap = (at[-1] - at[0]) / (len(at) - 1) if len(at) > 1 else slices[0].thickness or 1.0
     lengths = (len(slices), *slices[0].shape)
     spacings = (float(gap), *slices[0].spacing)
     orientation, axes = _axes(np.stack([normal, down, across]), lengths, spacings, depth)
     if not tilt:
         notes += _oblique(normal)
-    return Stack(slices, orientation, axes, tuple(notes))
+    beyond = _beyond(_centres(unlike) @ normal, at, gap / 2) + _beyond(along[list(others)], at, _allowed(at, gap))
+    if beyond:
+        notes.append(f"{beyond} of the images left out lie beyond the slices that are used")
+    return Stack(slices, orientation, axes, tuple(notes), is_partial=has_holes or beyond > 0)
 
 
-def _dominant(frames: Sequence[Frame]) -> tuple[list[Frame], list[str]]:
+def _dominant(frames: Sequence[Frame]) -> tuple[list[Frame], list[Frame], list[str]]:
+    """The frames of the dominant group, the others, and notes."""
     groups: list[list[Frame]] = []
     for frame in frames:
         home = next((group for group in groups if _alike(group[0], frame)), None)
@@ -139,8 +148,8 @@ def _dominant(frames: Sequence[Frame]) -> tuple[list[Frame], list[str]]:
     largest = max(groups, key=len)
     if len(largest) < DOMINANT * len(frames):
         raise Refused(Reason.GEOMETRY, f"{len(groups)} stacks of different size or orientation, none dominant")
-    left_out = len(frames) - len(largest)
-    return largest, [f"{left_out} images of another size or orientation left out"] if left_out else []
+    unlike = [frame for group in groups if group is not largest for frame in group]
+    return largest, unlike, [f"{len(unlike)} images of another size or orientation left out"] if unlike else []
 
 
 def _alike(a: Frame, b: Frame) -> bool:
@@ -252,9 +261,30 @@ def _tilt(offsets: np.ndarray, at: np.ndarray) -> list[str]:
     return notes
 
 
-def _gaps(slices: Sequence[Frame], at: np.ndarray) -> list[str]:
+def _centres(frames: Sequence[Frame]) -> np.ndarray:
+    """The centres of images, mm [frame, xyz]."""
+    corners, across, down = (
+        np.array([getattr(frame, name) for frame in frames], np.float64).reshape(-1, 3)
+        for name in ("position", "across", "down")
+    )
+    sides = np.array([(np.array(frame.shape) - 1) * frame.spacing for frame in frames]).reshape(-1, 2) / 2
+    return np.asarray(corners + across * sides[:, 1:] + down * sides[:, :1])
+
+
+def _beyond(places: np.ndarray, at: np.ndarray, margin: float) -> int:
+    """How many places lie further than `margin` beyond the ends of the stack (mm along the normal)."""
+    return int(((places < at[0] - margin) | (places > at[-1] + margin)).sum())
+
+
+def _allowed(at: np.ndarray, gap: float) -> float:
+    """How far another volume may reach beyond the one that is used and still be a repeat of it."""
+    return max(gap, (1 - COMPLETE) * float(at[-1] - at[0]))
+
+
+def _gaps(slices: Sequence[Frame], at: np.ndarray) -> tuple[list[str], bool]:
+    """Notes on the gaps between slices, and whether some are holes."""
     if len(at) < 3:
-        return []
+        return [], False
     gaps = np.diff(at)
     median = float(np.median(gaps))
     thickness = np.array([frame.thickness or 0.0 for frame in slices])
@@ -273,7 +303,7 @@ def _gaps(slices: Sequence[Frame], at: np.ndarray) -> list[str]:
     overlapping = gaps < 0.95 * np.minimum(thickness[:-1], thickness[1:])
     if overlapping.any():
         notes.append(f"slices overlap in {int(overlapping.sum())} of {len(gaps)} places")
-    return notes
+    return notes, bool(holes.any())
 
 
 def _axes(

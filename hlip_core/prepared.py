@@ -96,7 +96,8 @@ class PreparedScan:
 
     `voxels` int16 [D, H, W]: HU in a CT; 0..32767 between the two percentiles in an MR. `spacing` is (depth,
     row, column) in mm of these voxels. `orientation` names the row of `hlip_core.geometry.ORIENTATIONS` that
-    says where the axes run. `notes` tell a reader what was found and done.
+    says where the axes run. `notes` tell a reader what was found and done; `is_partial` says that slices are
+    missing, or were left out, where the volume has no others.
     """
 
     voxels: np.ndarray
@@ -113,6 +114,7 @@ class PreparedScan:
     series_number: int | None
     series_description: str
     num_instances: int
+    is_partial: bool = False  # files of earlier versions do not say
 
     @property
     def instances(self) -> tuple[tuple[str, str], ...]:

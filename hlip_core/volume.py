@@ -86,6 +86,7 @@ def _prepare(datasets: Sequence[Dataset], spec: Preprocessing) -> PreparedScan:
         series_number=integer(first, "SeriesNumber"),
         series_description=text(first, "SeriesDescription"),
         num_instances=len(datasets),
+        is_partial=stack.is_partial,
     )
 
 

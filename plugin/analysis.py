@@ -123,7 +123,14 @@ def _fate(series: SeriesView, scan: PreparedScan | None, used: set[str]) -> Seri
     )
     if scan is None or scan.series_instance_uid not in used:
         return described
-    return replace(described, state="prepared", reason=None, instances=scan.instances, notes=scan.notes)
+    return replace(
+        described,
+        state="prepared",
+        reason=None,
+        instances=scan.instances,
+        notes=scan.notes,
+        is_partial=scan.is_partial,
+    )
 
 
 def inputs_digest(
@@ -132,7 +139,10 @@ def inputs_digest(
     """SHA-256 over everything that can change what is said: while it stands, so does the revision."""
     canonical = {
         "content": study.content_digest,
-        "fates": [[f.series_instance_uid, f.state, str(f.reason or "")] for f in fate_rows],
+        "fates": [
+            [f.series_instance_uid, f.state, str(f.reason or ""), *(["partial"] if f.is_partial else [])]
+            for f in fate_rows
+        ],
         "bundle": bundle.digest,
         "thresholds": dict(thresholds),
     }

@@ -192,11 +192,13 @@ def _write(plugin: Plugin, analysis: Analysis, folder: Path) -> None:
         "model": {"name": bundle.name, "version": bundle.version, "status": bundle.status,
                   "digest": bundle.digest},
         "preprocessing": bundle.preprocessing.name,
+        "is_partial": analysis.report.is_partial,
         "findings": analysis.findings,
         "series": [
             {"series_instance_uid": f.series_instance_uid, "series_number": f.series_number,
              "series_description": f.series_description, "instances": f.num_instances, "state": f.state,
-             "reason": f.reason and str(f.reason), "detail": f.detail, "notes": list(f.notes)}
+             "reason": f.reason and str(f.reason), "detail": f.detail, "notes": list(f.notes),
+             "is_partial": f.is_partial}
             for f in analysis.report.series
         ],
         "results": [{"file": f.name, "description": f.description, "sop_instance_uid": f.sop_instance_uid}

@@ -266,6 +266,62 @@ def test_few_images_of_another_size_are_left_out() -> None:
     assert "2 images of another size or orientation left out" in scan.notes
 
 
+def skull_base(**how: Any) -> list[Dataset]:
+    """24 slices of a head and 10 below them, which `how` makes different."""
+    above = series.series(series.head(24), offsets=list(range(10, 34)))
+    below = series.series(series.head(10, how.pop("side", 96)), spacing=how.pop("spacing", (5.0, 2.5, 2.5)), **how)
+    for dataset in below:
+        dataset.SOPInstanceUID += ".2"
+    return [*below, *above]
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        {"spacing": (5.0, 2.0, 2.0)},
+        {"side": 64},
+        {"directions": ((1.0, 0.0, 0.0), (0.0, float(np.cos(0.3)), float(np.sin(0.3))))},
+    ],
+    ids=["field of view", "size", "tilt"],
+)
+def test_a_scan_without_its_skull_base_is_partial(how: dict[str, Any]) -> None:
+    scan = prepare(skull_base(**how), SMALL)
+    assert len(scan.instances) == 24
+    assert scan.is_partial
+    assert "10 images of another size or orientation left out" in scan.notes
+    assert any(note.endswith("of the images left out lie beyond the slices that are used") for note in scan.notes)
+
+
+def test_what_is_left_out_where_the_stack_is_makes_nothing_partial() -> None:
+    whole = series.series(series.head())
+    smaller = series.series(series.head(4, 64), offsets=[0, 1, 5.5, 11], InstanceNumber=1)
+    coronal = series.series(series.head(1), directions=series.CORONAL, offsets=[0])
+    coronal[0].ImagePositionPatient = [-120.0, 0.0, 150.0]  # its centre is the head's
+    for i, dataset in enumerate((*smaller, *coronal)):
+        dataset.SOPInstanceUID += f".{i}"
+    assert not prepare([*whole, *smaller, *coronal], SMALL).is_partial
+    assert not prepare(whole, SMALL).is_partial
+
+
+def test_missing_slices_make_a_scan_partial() -> None:
+    datasets = series.series(series.head(20), spacing=(5.0, 2.5, 2.5))
+    assert prepare(datasets[:7] + datasets[8:], SMALL).is_partial
+
+
+def test_repeats_and_other_volumes_make_nothing_partial() -> None:
+    first = acquisition(1)
+    assert not prepare([*first, *acquisition(2)], SMALL).is_partial
+    assert not prepare([*first, *acquisition(2, start=0.5)], SMALL).is_partial
+    assert not prepare([*acquisition(1, count=7), *acquisition(2)], SMALL).is_partial
+    assert not prepare(skull_base(AcquisitionNumber=2), SMALL).is_partial
+
+
+def test_a_volume_left_out_that_reaches_further_makes_a_scan_partial() -> None:
+    scan = prepare([*acquisition(1, count=20), *acquisition(2, start=6, count=20)], SMALL)
+    assert scan.is_partial
+    assert "5 of the images left out lie beyond the slices that are used" in scan.notes
+
+
 def test_two_stacks_of_like_size_are_refused() -> None:
     coronal = series.series(series.head(), directions=series.CORONAL)
     assert refusal([*series.series(series.head()), *coronal]) == Reason.GEOMETRY

@@ -18,6 +18,7 @@ from plugin.folder import analyse_folder
 from plugin.pictures import with_pictures
 from plugin.settings import ResultsSettings
 from plugin.withdrawal import withdraw
+from reports import texts
 from road import head_ct, renamed, road, settings
 from series import chest, head, series, write
 
@@ -247,6 +248,24 @@ def test_results_and_their_withdrawal_are_dated_in_the_zone_of_the_site(tmp_path
         withdraw(plugin.plugin, uid("a"), reason="quality")
         made = [dcmread(path) for path in plugin.plugin.spool.results_folder(uid("a"), 1).iterdir()]
         assert [each.TimezoneOffsetFromUTC for each in made] == ["+0530"] * 4
+
+
+def test_a_series_without_some_of_its_slices_is_said_to_be_analysed_in_part(tmp_path: Path) -> None:
+    paths = head_ct(tmp_path / "in", slices=20)
+    paths.pop(7).unlink()
+    with road(tmp_path, thresholds=POSITIVE) as plugin:
+        dcmsend(plugin.port, paths[0].parent)
+        (study,) = plugin.settled(instances=19)["studies"]
+        (revision,) = study["revisions"]
+        served = [dcmread(plugin.plugin.spool.folder / result["path"]) for result in revision["results"]]
+        (outcome,) = analyse_folder(plugin.plugin, paths, tmp_path / "out", device="cpu", progress=lambda *_: None)
+    findings = json.loads((outcome.folder / "findings.json").read_text())
+    assert findings["is_partial"] and findings["series"][0]["is_partial"]
+    written = [dcmread(outcome.folder / result["file"]) for result in findings["results"]]
+    for result in (*served, *written):
+        assert result.Modality != "SR" or result.CompletionFlag == "PARTIAL"
+    said = "PARTIAL: 1 series analysed, 1 of them in part: slices are missing or were left out, see below."
+    assert said in texts(served[0]) and said in texts(written[0])
 
 
 def test_results_go_to_a_storage_scp_too(tmp_path: Path) -> None:

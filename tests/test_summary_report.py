@@ -96,13 +96,29 @@ def test_each_series_is_listed_and_a_refused_one_with_its_reason():
         ((prepared(),), "COMPLETE"),
         ((prepared(), refused(Reason.LOCALIZER)), "COMPLETE"),
         ((prepared(), refused(Reason.GEOMETRY)), "PARTIAL"),
+        ((prepared(is_partial=True),), "PARTIAL"),
     ],
 )
-def test_only_a_series_that_should_have_been_analysed_makes_the_document_partial(series, flag):
+def test_only_what_should_have_been_analysed_makes_the_document_partial(series, flag):
     result = summary_report(report(score(), series=series))
     assert result.CompletionFlag == flag
     assert ("CompletionFlagDescription" in result) == (flag == "PARTIAL")
     assert result.VerificationFlag == "UNVERIFIED"
+
+
+def test_a_series_that_was_analysed_in_part_is_said_to_be():
+    part = prepared(is_partial=True, notes=("10 images of another size or orientation left out",))
+    result = summary_report(report(score(), series=(part, prepared(series_instance_uid="2.25.7"))))
+    said = texts(result)
+    assert "PARTIAL: 2 series analysed, 1 of them in part: slices are missing or were left out, see below." in said
+    assert {"Analysed.", "Analysed in part: slices are missing or were left out."} <= set(said)
+    assert len(result.CompletionFlagDescription) <= 64  # LO
+    result = summary_report(report(score(), series=(part, refused(Reason.GEOMETRY))))
+    (sentence,) = (said for said in texts(result) if said.startswith("PARTIAL"))
+    assert sentence == (
+        "PARTIAL: 1 series could not be analysed, see below; "
+        "1 analysed, 1 of them in part: slices are missing or were left out."
+    )
 
 
 def test_a_study_of_which_nothing_could_be_analysed_has_a_valid_summary(tmp_path):

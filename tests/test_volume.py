@@ -470,6 +470,13 @@ def test_a_damaged_scan_is_told_apart(tmp_path: Path) -> None:
             PreparedScan.load(path)
 
 
+def test_a_saved_scan_says_whether_it_is_partial(tmp_path: Path) -> None:
+    datasets = series.series(series.head(20))
+    for given, is_partial in ((datasets, False), (datasets[:7] + datasets[8:], True)):
+        prepare(given, SMALL).save(tmp_path / "scan.b2nd")
+        assert PreparedScan.load(tmp_path / "scan.b2nd").is_partial is is_partial
+
+
 def test_a_missing_scan_is_an_error_of_the_file_system(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         PreparedScan.load(tmp_path / "none.b2nd")

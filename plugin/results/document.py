@@ -102,7 +102,7 @@ def structured_report(report: StudyReport, kind: Kind, root: Dataset) -> Dataset
     document = new_object(report, kind)
     document.CompletionFlag = "PARTIAL" if report.is_partial else "COMPLETE"
     if report.is_partial:
-        document.CompletionFlagDescription = "Series are missing from the analysis, see the AI summary"
+        document.CompletionFlagDescription = "Series or slices were not analysed, see the AI summary"
     document.VerificationFlag = "UNVERIFIED"
     document.PreliminaryFlag = "PRELIMINARY"
     document.ReferencedPerformedProcedureStepSequence = []

@@ -61,7 +61,8 @@ class ModelCard(Protocol):
 class SeriesFate:
     """What became of one series: prepared and analysed, or refused with a reason.
 
-    `instances` holds what went into the analysis; it is empty for a refused series.
+    `instances` holds what went into the analysis; it is empty for a refused series. Of a series `is_partial` slices
+    are missing, or were left out, and no others show what they would.
     """
 
     series_instance_uid: str
@@ -74,6 +75,7 @@ class SeriesFate:
     detail: str = ""
     instances: tuple[Instance, ...] = ()
     notes: tuple[str, ...] = ()
+    is_partial: bool = False
 
     def __post_init__(self) -> None:
         if (self.state == "refused") != (self.reason is not None):
@@ -206,8 +208,13 @@ class StudyReport:
         return tuple(fate for fate in self.series if fate.reason is not None and fate.reason.kind == "defect")
 
     @property
+    def partial(self) -> tuple[SeriesFate, ...]:
+        """The series that were analysed, but not as a whole."""
+        return tuple(fate for fate in self.analysed if fate.is_partial)
+
+    @property
     def is_partial(self) -> bool:
-        return bool(self.missing) or (self.assessment is None and bool(self.analysed))
+        return bool(self.missing or self.partial) or (self.assessment is None and bool(self.analysed))
 
     @property
     def thresholds_digest(self) -> str:

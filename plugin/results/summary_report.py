@@ -77,11 +77,14 @@ def result_sentence(report: StudyReport) -> str:
 
 
 def _completeness(report: StudyReport) -> str:
-    analysed, missing = len(report.analysed), len(report.missing)
+    analysed, missing, partial = len(report.analysed), len(report.missing), len(report.partial)
     if report.assessment is None and analysed:
         return f"PARTIAL: {analysed} series were prepared, but not analysed."
+    in_part = f", {partial} of them in part: slices are missing or were left out" if partial else ""
     if missing:
-        return f"PARTIAL: {missing} series could not be analysed, see below; {analysed} analysed."
+        return f"PARTIAL: {missing} series could not be analysed, see below; {analysed} analysed{in_part}."
+    if partial:
+        return f"PARTIAL: {analysed} series analysed{in_part}, see below."
     return f"Complete: {analysed} series analysed, none of those meant for the model is missing."
 
 
@@ -149,7 +152,9 @@ def _series(fate: SeriesFate) -> Iterator[ContentItem]:
     if fate.modality:
         yield text("modality", fate.modality)
     yield text("instances", str(fate.num_instances))
-    if fate.reason is None:
+    if fate.is_partial:
+        yield text("fate", "Analysed in part: slices are missing or were left out.")
+    elif fate.reason is None:
         yield text("fate", "Analysed.")
     else:
         yield text("fate", f"Not analysed: {fate.reason.sentence} [{fate.reason}]")
