@@ -42,7 +42,7 @@ class _NothingWanted(Exception):
 class Tries(NamedTuple):
     """How often a study was tried in this run, and whether others came whole since the first time."""
 
-    count: int
+    times: int
     others_came: bool
 
 
@@ -92,8 +92,8 @@ class Fetcher:
             staging = self._staging(item)
         except OSError as error:  # the disk
             log.error("no staging", study_instance_uid=item.study_instance_uid, error=type(error).__name__)
-            put_back = {"reason": "disk", "wait_seconds": self.rules.first_retry_seconds, "is_to_blame": True}
-            archive_fetch.put_back(self.database, item, **put_back)
+            wait_seconds = self.rules.first_retry_seconds
+            archive_fetch.put_back(self.database, item, reason="disk", wait_seconds=wait_seconds, is_to_blame=True)
             return
         with self._kept_alive(item):
             try:
@@ -149,7 +149,7 @@ class Fetcher:
         is_to_blame = trouble.is_to_blame or (tries.others_came and trouble.reason not in OURS)
         attempts = item.attempts + is_to_blame
         wait = backoff_seconds(
-            max(1, attempts if is_to_blame else tries.count),
+            max(1, attempts if is_to_blame else tries.times),
             first=self.rules.first_retry_seconds,
             longest=self.rules.longest_retry_seconds,
         )
