@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from hlip_core.preprocessing import Preprocessing
-from hlip_core.volume import PreparedScan
+from hlip_core.volume import PreparedScan, depth_map
 
 __all__ = ["HIGH", "outlines", "relevance_on_source"]
 
@@ -32,7 +32,7 @@ def relevance_on_source(
     for i, axis in enumerate(scan.source.axes):
         stack = np.array(frames if axis.source == 0 else range(axis.length), np.float64)
         ordered = axis.length - 1 - stack if axis.flipped else stack
-        prepared = _prepared(scan, i, ordered)
+        prepared = _prepared(scan, spec, i, ordered)
         margin = 0 if i == 0 else (spec.size - spec.crop) // 2
         patch = extents[i] / relevance.shape[i]
         values = _along(values, i, (prepared - margin + 0.5) / patch - 0.5)
@@ -40,12 +40,15 @@ def relevance_on_source(
     return np.ascontiguousarray(values.transpose([order.index(axis) for axis in range(3)]))
 
 
-def _prepared(scan: PreparedScan, axis: int, ordered: np.ndarray) -> np.ndarray:
+def _prepared(scan: PreparedScan, spec: Preprocessing, axis: int, ordered: np.ndarray) -> np.ndarray:
     """Prepared indices of indices on an ordered axis."""
-    if axis == 0:
+    if axis > 0:
+        scale, offset = (scan.source.rows, scan.source.columns)[axis - 1]
+    elif spec.spacing is not None:  # its padding and what it cuts off are no slices
+        scale, offset = depth_map(scan.source.axes[0], spec.spacing[0], spec.num_slices)
+    else:
         depths, first, times = np.unique(scan.source.depth_index, return_index=True, return_counts=True)
         return np.interp(ordered, depths, first + (times - 1) / 2)  # a source slice may be several prepared ones
-    scale, offset = (scan.source.rows, scan.source.columns)[axis - 1]
     return (ordered - offset) / scale
 
 

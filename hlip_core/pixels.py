@@ -42,7 +42,8 @@ TISSUE = -200  # HU; padding written as a value above it counts only where it re
 def values(dataset: Dataset, frame: Frame, *, air: float, modality: str) -> np.ndarray:
     """The frame as float32 [rows, columns]: rescaled once; in a CT, padding and all below `air` become `air` (HU).
 
-    MONOCHROME1 is turned round, so that more is brighter. Raises Refused(undecodable).
+    In an MR, MONOCHROME1 is turned round, so that more is brighter, and padding is as dark as the darkest pixel, and
+    not above `air`. Raises Refused(undecodable).
     """
     stored = stored_values(dataset, (frame.number or 1) - 1)
     out = stored.astype(np.float32)
@@ -54,7 +55,7 @@ def values(dataset: Dataset, frame: Frame, *, air: float, modality: str) -> np.n
         np.negative(out, out=out)
     padded = _padded(dataset, stored)
     if padded is not None and (out[padded].max(initial=air) < TISSUE or _has_corner(padded)):
-        out[padded] = air
+        out[padded] = air if modality == "CT" else out.min(where=~padded, initial=air)
     return np.maximum(out, np.float32(air), out=out) if modality == "CT" else out
 
 

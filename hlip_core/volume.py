@@ -18,7 +18,7 @@ from hlip_core import content, resample
 from hlip_core.errors import Refused
 from hlip_core.files import open_series
 from hlip_core.frames import frames_of
-from hlip_core.geometry import Stack, stack_of
+from hlip_core.geometry import Axis, Stack, stack_of
 from hlip_core.headers import MALFORMED, integer, lenient, text
 from hlip_core.pixels import values
 from hlip_core.prepared import PreparedScan, SourceMap, SourceVoxel
@@ -26,7 +26,7 @@ from hlip_core.preprocessing import Preprocessing
 from hlip_core.reasons import Reason
 from hlip_core.scope import region, screen
 
-__all__ = ["PreparedScan", "SourceMap", "SourceVoxel", "open_series", "prepare"]
+__all__ = ["PreparedScan", "SourceMap", "SourceVoxel", "depth_map", "open_series", "prepare"]
 
 MAX_VOXELS = 2**27  # of a volume that has to be decoded whole: 512 MB as float32
 AIR_BELOW, AIR_SHARE = -300, 1e-4  # a CT in HU has at least this share of voxels below this value
@@ -135,7 +135,7 @@ def _fitted(stack: Stack, spec: Preprocessing) -> _Grid:
 def _resampled(stack: Stack, spec: Preprocessing, spacing: tuple[float, float, float]) -> _Grid:
     """The series at the spacing of the specification, its centre on the centre of the grid."""
     lengths = stack.shape
-    new = [max(1, round(n * have / want)) for n, have, want in zip(lengths, stack.spacing, spacing, strict=True)]
+    new = [_length_at(n, have, want) for n, have, want in zip(lengths, stack.spacing, spacing, strict=True)]
     wanted = (spec.num_slices, spec.size, spec.size)
     starts = [_start(have, want) for have, want in zip(new, wanted, strict=True)]
     at = np.arange(spec.num_slices) + starts[0]
@@ -144,6 +144,18 @@ def _resampled(stack: Stack, spec: Preprocessing, spacing: tuple[float, float, f
     scales = [length / n for length, n in zip(lengths, new, strict=True)]
     rows, columns = ((scales[i], (starts[i] + 0.5) * scales[i] - 0.5) for i in (1, 2))
     return _Grid(nearest, inside, (new[1], new[2]), rows, columns, spacing)
+
+
+def depth_map(axis: Axis, spacing: float, num_slices: int) -> tuple[float, float]:
+    """(scale, offset) from a prepared index to one on the ordered depth axis, resampled to `spacing` (mm)."""
+    new = _length_at(axis.length, axis.spacing, spacing)
+    scale = axis.length / new
+    return scale, (_start(new, num_slices) + 0.5) * scale - 0.5
+
+
+def _length_at(length: int, have: float, want: float) -> int:
+    """How many steps of `want` mm there are in `length` of `have` mm."""
+    return max(1, round(length * have / want))
 
 
 def _start(have: int, want: int) -> int:

@@ -1,12 +1,14 @@
 """Relevance on the source: it lies where the patches lie, for every orientation, and is outlined there."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
 from hlip_core.overlay import HIGH, outlines, relevance_on_source
 from hlip_core.preprocessing import PREPROCESSINGS
 from hlip_core.volume import prepare
-from series import AXIAL, CORONAL, SAGITTAL, enhanced, head, series
+from series import AXIAL, CORONAL, SAGITTAL, chest, enhanced, head, series
 
 SPEC = PREPROCESSINGS["head-ct/1"]
 GRID = (6, 14, 14)
@@ -53,6 +55,19 @@ def test_every_slice_of_the_series_has_relevance_sampled_or_not(num_slices):
     scan = prepare(series(head(num_slices), spacing=(150 / num_slices, 2.5, 2.5)), SPEC)
     even = relevance_on_source(np.ones(GRID, np.float32), scan, SPEC, range(num_slices))
     assert len(even) == num_slices and even.max() == even[:, 48, 48].min() == 1
+
+
+@pytest.mark.parametrize("is_backwards", [False, True])
+@pytest.mark.parametrize(("num_slices", "first"), [(20, 46), (112, 0), (131, -9)])
+def test_padding_and_slices_that_were_cut_off_have_no_part_in_relevance(num_slices, first, is_backwards):
+    spec = dataclasses.replace(PREPROCESSINGS["chest-ct/1"], size=64, crop=64, spacing=(3.0, 6.25, 6.25))
+    datasets = series(chest(num_slices, 64), spacing=(3.0, 6.25, 6.25), BodyPartExamined="CHEST")
+    scan = prepare(datasets[::-1] if is_backwards else datasets, spec)
+    relevance = np.broadcast_to(np.arange(1, 113, dtype=np.float32)[:, None, None], (112, 8, 8))
+    values = relevance_on_source(relevance, scan, spec, range(num_slices))[:, 32, 32]
+    expected = np.arange(first, first + num_slices) + 1.0
+    expected[(expected < 1) | (expected > 112)] = 0
+    assert np.allclose(values, expected)
 
 
 def test_what_the_crop_took_off_has_no_relevance():

@@ -120,6 +120,19 @@ def test_an_inverted_mr_is_turned_round() -> None:
     np.testing.assert_allclose(prepare(inverted, SMALL_MR).voxels, plain.voxels, atol=1)
 
 
+@pytest.mark.parametrize("is_inverted", [False, True])
+def test_the_padding_of_an_mr_is_as_dark_as_its_darkest_tissue(is_inverted: bool) -> None:
+    stored = np.random.default_rng(1).integers(100, 4000, (10, 64, 64))
+    stored[:, :8] = 63000
+    datasets = series.series(stored, sop_class_uid=series.MR, PixelPaddingValue=63000)
+    for dataset in datasets:
+        dataset.PhotometricInterpretation = "MONOCHROME1" if is_inverted else "MONOCHROME2"
+    scan = prepare(datasets, SMALL_MR)
+    assert scan.voxels[:, :8].max() < 0.005 * 32767
+    tissue = 4000 - stored[:, 8:] if is_inverted else stored[:, 8:]
+    assert np.corrcoef(scan.voxels[:, 8:].ravel(), tissue.ravel())[0, 1] > 0.99
+
+
 def test_a_blank_mr_is_refused() -> None:
     assert refusal(series.series(np.zeros((10, 32, 32)), sop_class_uid=series.MR), SMALL_MR) == Reason.UNDECODABLE
 
