@@ -65,19 +65,17 @@ def test_a_worker_that_lost_its_claim_leaves_what_the_next_one_prepared(
 
     def overtaken(job: Job) -> tuple[str, ...]:
         monkeypatch.setattr(site.plugin.sandbox, "prepare", prepare)
-        notes = prepare(job)
         site.receive(*images[8:])
         site.scheduler.tick()
         assert work_once(site.plugin, "prepare")
         seen.append(lying(site))
-        return notes
+        return prepare(job)
 
     monkeypatch.setattr(site.plugin.sandbox, "prepare", overtaken)
     assert work_once(site.plugin, "prepare")
     (scan,) = site.spool.prepared.glob("*/*.b2nd")
     assert len(PreparedScan.load(scan).source.instances) == 12
-    left = {name: content for name, content in seen[0].items() if not name.startswith(".")}
-    assert lying(site) == left and {Path(name).suffix for name in left} == {".b2nd", ".dcm"}
+    assert lying(site) == seen[0] and {Path(name).suffix for name in seen[0]} == {".b2nd", ".dcm"}
 
 
 def lying(site: Site) -> dict[str, bytes]:
