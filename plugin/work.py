@@ -413,9 +413,9 @@ def _deliver(plugin: Plugin, claim: Claim) -> None:
         act(errand.destination, errand.path)
     except delivery.NotNow as trouble:
         wait = backoff_seconds(claim.attempts, first=retry.first_retry_seconds, longest=retry.longest_retry_seconds)
-        leases.put_back(plugin.database, claim, detail=str(trouble), wait_seconds=wait)
         if isinstance(trouble, delivery.Away):
             leases.put_off(plugin.database, claim, wait_seconds=wait)
+        leases.put_back(plugin.database, claim, detail=str(trouble), wait_seconds=wait)
         metrics.DELIVERIES.labels(errand.destination, "not now").inc()
         log.warning("not delivered", **said, cause=str(trouble), next_try_seconds=wait)
     except delivery.Refused as refusal:

@@ -395,8 +395,8 @@ def test_one_silence_puts_off_all_that_waits_for_the_peer(database: Database, tm
     outbox(database, *[("dead", 10)] * 5, ("good", 50))
     item, destination = next_destination(database, tmp_path)
     assert destination == "dead"
-    leases.put_back(database, item, detail="ConnectTimeout", wait_seconds=900)
     leases.put_off(database, item, wait_seconds=900)
+    leases.put_back(database, item, detail="ConnectTimeout", wait_seconds=900)
     assert next_destination(database, tmp_path)[1] == "good"
     assert claim(database, "deliver") is None
     _shift(database, Delivery, "next_try_at", seconds=-leases.LONGEST_PUT_OFF_SECONDS)
@@ -515,6 +515,18 @@ def test_a_claim_that_is_just_being_written_is_seen_by_a_withdrawal(database: Da
     thread.join(30)
     assert told == [["pacs"]]
     assert deliveries(database) == [("store", "sending"), ("store", "waiting")]
+
+
+def test_those_that_wait_for_a_silent_peer_are_tried_in_turn(database: Database, tmp_path: Path) -> None:
+    outbox(database, *[("dead", 10)] * 3)
+    seen = []
+    for _ in range(6):
+        item, _ = next_destination(database, tmp_path)
+        leases.put_off(database, item, wait_seconds=10)
+        leases.put_back(database, item, detail="ConnectTimeout", wait_seconds=10)
+        _shift(database, Delivery, "next_try_at", seconds=-11)
+        seen.append(item.attempts)
+    assert seen == [1, 1, 1, 2, 2, 2]
 
 
 def test_naming_a_study_takes_it_up_anew(database: Database, tmp_path: Path) -> None:

@@ -404,8 +404,8 @@ def test_a_receiver_that_is_silent_keeps_no_one_elses_signal_waiting(database: D
             told.append(signals.delivered(database, claim, seconds=0.1))
             continue
         silent += 1
-        leases.put_back(database, claim, detail="TimeoutError", wait_seconds=60)
         leases.put_off(database, claim, wait_seconds=60)
+        leases.put_back(database, claim, detail="TimeoutError", wait_seconds=60)
     assert (silent, told) == (1, [True, True])
 
 

@@ -157,7 +157,7 @@ def _most_urgent_first(queue: Queue, table: Any) -> Select:
 
 def _first_tries_first(table: Any) -> tuple[Any, ...]:
     later = or_(table.attempts > 0, table.next_try_at > 0, Study.priority >= ARCHIVE_FROM)
-    return case((later, 1), else_=0), Study.priority, table.next_try_at, table.id
+    return case((later, 1), else_=0), Study.priority, table.attempts, table.next_try_at, table.id
 
 
 def claim(database: Database, name: str, *, owner: str, lease_seconds: float, max_attempts: int) -> Claim | None:
@@ -281,7 +281,10 @@ def put_back(database: Database, item: Claim, *, detail: str, wait_seconds: floa
 
 
 def put_off(database: Database, item: Claim, *, wait_seconds: float) -> None:
-    """Nothing was heard from the peer of an item: what else waits for that peer is not due before it may be back."""
+    """Nothing was heard from the peer of an item: what else waits for that peer is not due before it may be back.
+
+    Those that were tried least are then tried first: each has its turn.
+    """
     queue = QUEUES[item.queue]
     table = queue.table
     due = clock() + min(wait_seconds, LONGEST_PUT_OFF_SECONDS)

@@ -43,9 +43,9 @@ def send(plugin: "Plugin", claim: Claim) -> None:
     except delivery.NotNow as trouble:
         longest = min(retry.longest_retry_seconds, LONGEST_WAIT_SECONDS)
         wait = backoff_seconds(claim.attempts, first=retry.first_retry_seconds, longest=longest)
-        leases.put_back(plugin.database, claim, detail=str(trouble), wait_seconds=wait)
         if isinstance(trouble, delivery.Away):
             leases.put_off(plugin.database, claim, wait_seconds=wait)
+        leases.put_back(plugin.database, claim, detail=str(trouble), wait_seconds=wait)
         log.warning("not signalled", **said, cause=str(trouble), next_try_seconds=wait)
         metrics.SIGNALS.labels(errand.receiver, "not now").inc()
     except delivery.Refused as refusal:
