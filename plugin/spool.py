@@ -294,11 +294,8 @@ class Spool:
         return self.prepared_path(study_uid, series_uid).with_suffix(".header.dcm")
 
     def publish_prepared(self, staged: Path, place: Path) -> None:
-        """Put what was made of a series, durably beside its place, there; where nothing was, nothing stays there."""
-        try:
-            staged.rename(place)
-        except FileNotFoundError:
-            place.unlink(missing_ok=True)
+        """Put a scan that was written beside its place there."""
+        staged.rename(place)
         fsync_folder(place.parent)
 
     def results_folder(self, study_uid: str, revision: int) -> Path:

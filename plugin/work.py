@@ -128,33 +128,24 @@ def _put_back(plugin: Plugin, claim: Claim, error: Exception) -> None:
 
 
 def _prepare(plugin: Plugin, claim: Claim) -> None:
-    """What comes of it lies beside its place until the index says that the claim stands."""
+    """The scan lies beside its place until the index says that the claim stands."""
     series = overview.series_view(plugin.database, claim.id)
     uids = (series.study_instance_uid, series.series_instance_uid)
-    place, header = plugin.spool.prepared_path(*uids), plugin.spool.header_path(*uids)
-    token = claim.owner.rpartition("/")[2]
+    place = plugin.spool.prepared_path(*uids)
     job = Job(
         paths=[plugin.spool.instance_path(*uids, i.sop_instance_uid) for i in series.instances],
         spec=plugin.bundle.preprocessing,
         rules=plugin.settings.routing.rules,
-        prepared_path=beside(place, token),
-        header_path=beside(header, token),
+        prepared_path=beside(place, claim.owner.rpartition("/")[2]),
+        header_path=plugin.spool.header_path(*uids),  # at once: what crashes is reported with it
     )
-
-    def publish(*, scan: bool) -> None:
-        if scan:
-            plugin.spool.publish_prepared(job.prepared_path, place)
-        if scan or job.header_path.exists():
-            plugin.spool.publish_prepared(job.header_path, header)
-
     try:
-        _prepare_as(plugin, claim, series, job, publish)
+        _prepare_as(plugin, claim, series, job, partial(plugin.spool.publish_prepared, job.prepared_path, place))
     finally:
         job.prepared_path.unlink(missing_ok=True)
-        job.header_path.unlink(missing_ok=True)
 
 
-def _prepare_as(plugin: Plugin, claim: Claim, series: SeriesView, job: Job, publish: Callable[..., None]) -> None:
+def _prepare_as(plugin: Plugin, claim: Claim, series: SeriesView, job: Job, publish: Callable[[], None]) -> None:
     started, series_uid = time.monotonic(), series.series_instance_uid
     try:
         _check_all_are_here(series)
@@ -171,15 +162,12 @@ def _prepare_as(plugin: Plugin, claim: Claim, series: SeriesView, job: Job, publ
             reason=str(refusal.reason),
             detail=refusal.detail,
             seconds=time.monotonic() - started,
-            publish=partial(publish, scan=False),
         )
         metrics.SERIES.labels("refused", str(refusal.reason)).inc()
         log.info("refused", series_instance_uid=series_uid, reason=str(refusal.reason))
         return
     seconds = time.monotonic() - started
-    stands = outcomes.series_prepared(
-        plugin.database, claim, notes=notes, seconds=seconds, publish=partial(publish, scan=True)
-    )
+    stands = outcomes.series_prepared(plugin.database, claim, notes=notes, seconds=seconds, publish=publish)
     metrics.SERIES.labels("prepared" if stands else "overtaken", "").inc()
     log.info(
         "prepared" if stands else "overtaken",

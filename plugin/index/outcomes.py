@@ -41,23 +41,14 @@ def series_prepared(
     seconds: float,
     publish: Callable[[], object] = lambda: None,
 ) -> bool:
-    """`publish` puts the prepared scan and the header in their places; see `study_reported`."""
+    """`publish` puts the prepared scan in its place; see `study_reported`."""
     values = {"state": SERIES_STEPS["prepared"].target, "reason": None, "notes": list(notes)}
     return _series_done(database, claim, "prepared", values, seconds=seconds, publish=publish)
 
 
-def series_refused(
-    database: Database,
-    claim: Claim,
-    *,
-    reason: str,
-    detail: str,
-    seconds: float,
-    publish: Callable[[], object] = lambda: None,
-) -> bool:
-    """`publish` puts the header in its place, if one was kept; see `study_reported`."""
+def series_refused(database: Database, claim: Claim, *, reason: str, detail: str, seconds: float) -> bool:
     values = {"state": SERIES_STEPS["refused"].target, "reason": reason, "detail": detail}
-    return _series_done(database, claim, "refused", values, seconds=seconds, publish=publish)
+    return _series_done(database, claim, "refused", values, seconds=seconds, publish=lambda: None)
 
 
 def _series_done(
