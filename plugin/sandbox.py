@@ -5,6 +5,7 @@ dies, takes longer than its time, or reaches its memory limit. Jobs go to it pic
 comes from a process that reads hostile files is hostile too.
 """
 
+import errno
 import json
 import os
 import resource
@@ -52,10 +53,11 @@ def cause_of(error: BaseException) -> str:
 # ---- the worker's side ---------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Child:
     process: subprocess.Popen
     connection: Connection
+    has_served: bool = False
 
     def wait_until_ready(self) -> None:
         """Raises Died."""
@@ -115,7 +117,10 @@ class Sandbox:
             OSError: the disk failed, not the series.
         """
         with self._lock:
+            was_used = self._running().has_served
             answer = self._ask(job)
+            if was_used and answer.get("outcome") == "no memory":  # it may have been the series before: a new child
+                answer = self._ask(job)
         match answer:
             case {"outcome": "prepared", "notes": notes}:
                 return tuple(map(str, notes))
@@ -150,6 +155,7 @@ class Sandbox:
 
     def _ask(self, job: Job) -> dict[str, Any]:
         child = self._running()
+        child.has_served = True
         try:
             child.connection.send(job)
             if not child.connection.poll(self._timeout_seconds or None):
@@ -162,7 +168,7 @@ class Sandbox:
         except BaseException:  # out of time, or Ctrl-C: else the next series would be given this one's answer
             self.close()
             raise
-        if answer.get("outcome") == "no memory":  # what it holds now, it may never give back
+        if answer.get("outcome") in ("no memory", "disk"):  # what it holds now, it may never give back
             self.close()
         return answer
 
@@ -200,6 +206,8 @@ def _answer(job: Job, prepare: Callable[[Job], PreparedScan]) -> dict[str, Any]:
     except MemoryError:
         return {"outcome": "no memory"}
     except (RuntimeError, *MALFORMED) as error:
+        if isinstance(error, OSError) and error.errno == errno.ENOMEM:
+            return {"outcome": "no memory"}
         if isinstance(error, OSError) and error.errno is not None:
             return {"outcome": "disk", "errno": error.errno}
         return {"outcome": "failed", "cause": cause_of(error)}

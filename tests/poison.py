@@ -21,6 +21,12 @@ def _eat() -> None:
     raise AssertionError(f"{len(kept)} times 64 MB, and no limit")
 
 
+def _grow() -> None:
+    """A child that has served before has no memory left for this one; a fresh one has."""
+    if SERVED:
+        raise MemoryError
+
+
 def _hang() -> None:
     while True:
         time.sleep(1)
@@ -34,9 +40,10 @@ def _trip() -> None:
     raise RuntimeError("Canary^Jane")
 
 
+SERVED: list[Job] = []
 POISONS = {
     "abort": os.abort, "segfault": _segfault, "eat": _eat, "hang": _hang, "exit": lambda: os._exit(3),
-    "disk": _fill_the_disk, "trip": _trip,
+    "disk": _fill_the_disk, "trip": _trip, "grow": _grow,
 }  # fmt: skip
 
 
@@ -45,6 +52,7 @@ def prepare(job: Job) -> PreparedScan:
     keep_header(first, job.header_path)
     description = first.get("SeriesDescription")
     POISONS.get(str(description), lambda: None)()
+    SERVED.append(job)
     return prepare_series(job)
 
 

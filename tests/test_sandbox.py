@@ -88,6 +88,13 @@ def test_a_series_that_eats_memory_is_refused_as_too_large(sandbox: Sandbox, tmp
     sandbox.prepare(job(tmp_path))
 
 
+def test_a_series_is_not_too_large_for_what_the_one_before_it_left_behind(sandbox: Sandbox, tmp_path: Path) -> None:
+    sandbox.prepare(job(tmp_path))
+    used = child_of(sandbox)
+    sandbox.prepare(job(tmp_path / "next", "grow"))
+    assert child_of(sandbox) != used
+
+
 def test_a_series_that_never_ends_is_ended(tmp_path: Path) -> None:
     sandbox = Sandbox(timeout_seconds=2, command=POISON)
     sandbox.prepare(job(tmp_path))
