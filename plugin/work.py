@@ -65,8 +65,12 @@ def is_of_the_device(error: BaseException) -> bool:
 
 
 def is_to_blame(error: BaseException) -> bool:
-    """Whether it is the item that failed, and not the machine, the index or the device."""
-    if isinstance(error, IndexUnavailable) or is_of_the_device(error):
+    """Whether it is the item that failed, and not the machine or the index.
+
+    What CUDA says is blamed on the study: it may have brought it about each time; and where the device is gone, the
+    worker does not start again, and claims nothing.
+    """
+    if isinstance(error, IndexUnavailable):
         return False
     return not isinstance(error, OSError) or error.errno is None or error.errno in OF_THE_ITEM
 

@@ -121,7 +121,7 @@ def test_a_try_counts_where_the_item_is_to_blame(
 
 
 @pytest.mark.parametrize("error", [AcceleratorError("unspecified launch failure"), RuntimeError("CUDA error: 719")])
-def test_a_device_that_fails_ends_the_worker_and_blames_no_study(
+def test_a_device_that_fails_ends_the_worker_and_counts(
     error: Exception, site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     site.receive(*head_ct(tmp_path))
@@ -129,7 +129,7 @@ def test_a_device_that_fails_ends_the_worker_and_blames_no_study(
     monkeypatch.setitem(WORK, "prepare", failing(error))
     with pytest.raises(DeviceLost):
         work_once(site.plugin, "prepare")
-    assert attempts(site) == 0
+    assert attempts(site) == 1
     monkeypatch.setattr("plugin.work.MACHINE_WAIT_SECONDS", 0.0)
     monkeypatch.setattr("celery.worker.state.should_stop", None)
     with site.database.write() as session:
