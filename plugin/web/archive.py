@@ -21,7 +21,7 @@ router = APIRouter(prefix="/archive")
 
 HITS = 24
 PICTURE_VIEW = "brain"
-Words = Annotated[str, Query(max_length=2000)]
+Words = Annotated[str, Query(max_length=4000)]  # the search itself says why not more than 2000
 Short = Annotated[str, Query(max_length=256)]
 """What is asked, whole, is in the audit trail (`plugin.audit_message.MAX_QUERY`)."""
 
