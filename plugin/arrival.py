@@ -42,6 +42,8 @@ MOST_BYTES = 64 << 20
 """None of the attributes is nearly so long, and what is not asked for is passed over: more is made to take memory."""
 HEAD = META_START + MAX_META_LENGTH + WINDOW
 """Of a file: as much of its data set as was looked at when it came, or more."""
+SHORT_HEAD = 1 << 14
+"""Of nearly all files that is enough."""
 
 
 @dataclass(frozen=True)
@@ -96,8 +98,13 @@ class Arrival:
         return number if number is not None and abs(number) < 2**31 else None
 
 
-def _walk(head: bytes, *, tags: frozenset[int] = _TAGS) -> Header | None:
-    """The attributes in `KEYWORDS` from a Part 10 file's first `HEAD` bytes; None where only a full parser can tell."""
+def _walk(head: bytes, *, asked: int = HEAD, tags: frozenset[int] = _TAGS) -> Header | None:
+    """The attributes in `KEYWORDS` from a Part 10 file's first bytes; None where only more of it, or a full parser,
+    can tell.
+
+    Args:
+        asked: for how many bytes the file was asked; where there are fewer, they are all of it.
+    """
     try:
         meta = read_meta(head)
     except NoPart10:
@@ -106,7 +113,7 @@ def _walk(head: bytes, *, tags: frozenset[int] = _TAGS) -> Header | None:
     if encoding is None:
         return None
     content = head[meta.end : meta.end + WINDOW]
-    found = find(content, encoding, tags, whole=len(head) < HEAD and meta.end + len(content) == len(head))
+    found = find(content, encoding, tags, whole=len(head) < asked and meta.end + len(content) == len(head))
     return None if found is None else Header(found, encoding)
 
 
@@ -217,9 +224,12 @@ def read_arrival(path: Path) -> Arrival:
         plugin.spool.UnsafeUid: one of its UIDs cannot be one.
     """
     with path.open("rb", buffering=0) as file:
-        head = file.read(HEAD)
+        head = file.read(SHORT_HEAD)
         size = os.fstat(file.fileno()).st_size
-        known = elements = _walk(head)
+        known = elements = _walk(head, asked=SHORT_HEAD)
+        if elements is None:
+            head += file.read(HEAD - SHORT_HEAD)
+            known = elements = _walk(head)
         if elements is None:
             known = _walk(head, tags=_IDENTIFYING)
             elements = _parse_what_was_accepted(path, known)

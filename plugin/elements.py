@@ -6,9 +6,10 @@ everything unusual, and never guesses.
 
 import struct
 import zlib
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from operator import itemgetter
 
 from pydicom import Dataset
 from pydicom.charset import convert_encodings, default_encoding
@@ -31,6 +32,8 @@ INFLATED_WINDOW = 1 << 20
 UNDEFINED = 0xFFFFFFFF
 ITEM, ITEM_END, SEQUENCE_END = 0xFFFEE000, 0xFFFEE00D, 0xFFFEE0DD
 DEEPEST = 16
+MOST_LAYOUTS = 8
+MOST_HEADERS = 512
 SHORT_VRS = frozenset(
     b"AE AS AT CS DA DS DT FD FL IS LO LT PN SH SL SS ST TM UI UL US".split()  # 16-bit length
 )
@@ -62,14 +65,21 @@ ENCODINGS: dict[str, Encoding] = {
 class _Walk:
     def __init__(self, content: bytes, encoding: Encoding) -> None:
         self.content = content
+        self.encoding = encoding
         self.implicit = encoding.implicit_vr
         order = "<" if encoding.little_endian else ">"
         self._implicit = struct.Struct(order + "HHL").unpack_from
         self._explicit = struct.Struct(order + "HH2sH").unpack_from
         self._length = struct.Struct(order + "L").unpack_from
+        self.headers: list[slice] = []
 
     def element(self, at: int) -> tuple[int, bytes | None, int, int]:
         """Tag, VR, length of the value and where it begins. Raises struct.error at the end of the content."""
+        tag, vr, length, start = self._element(at)
+        self.headers.append(slice(at, start))
+        return tag, vr, length, start
+
+    def _element(self, at: int) -> tuple[int, bytes | None, int, int]:
         if self.implicit:
             group, number, length = self._implicit(self.content, at)
             return group << 16 | number, None, length, at + 8
@@ -104,7 +114,42 @@ class _Walk:
             at = self.after(vr, length, at, depth + 1)
 
 
-def find(content: bytes, encoding: Encoding, tags: Collection[int], *, whole: bool) -> dict[int, RawDataElement] | None:
+Found = dict[int, RawDataElement]
+
+
+class _Layout:
+    """Where the elements of a data set stand.
+
+    A walk is led by nothing but the headers of the elements that it meets. Where the same headers stand at the same
+    places, it would meet the same elements: so the slices of a series, which differ in values, need one walk, not one
+    each.
+    """
+
+    def __init__(self, walk: _Walk, found: Found) -> None:
+        self._pick = itemgetter(*walk.headers)
+        self._headers = b"".join(self._pick(walk.content))
+        self._found = [
+            (tag, raw.tag, raw.VR, raw.length, raw.value_tell, slice(raw.value_tell, raw.value_tell + raw.length))
+            for tag, raw in found.items()
+        ]
+        self._is_implicit_and_little = walk.encoding.implicit_vr, walk.encoding.little_endian
+
+    def fits(self, content: bytes) -> bool:
+        return b"".join(self._pick(content)) == self._headers
+
+    def read(self, content: bytes) -> Found:
+        implicit, little = self._is_implicit_and_little
+        return {
+            tag: RawDataElement(raw_tag, vr, length, content[value], start, implicit, little)
+            for tag, raw_tag, vr, length, start, value in self._found
+        }
+
+
+_layouts: dict[tuple[Encoding, frozenset[int]], tuple[_Layout, ...]] = {}
+"""The latest, the one that fitted last first. Threads share it: a tuple is replaced, never changed."""
+
+
+def find(content: bytes, encoding: Encoding, tags: frozenset[int], *, whole: bool) -> Found | None:
     """Those of `tags` that are there, as pydicom's raw elements; None where the walk does not get past the last one.
 
     Args:
@@ -114,20 +159,35 @@ def find(content: bytes, encoding: Encoding, tags: Collection[int], *, whole: bo
     """
     if encoding.deflated:
         content, whole = _inflated(content), False
-    walk, last = _Walk(content, encoding), max(tags)
-    found: dict[int, RawDataElement] = {}
+    known = _layouts.get((encoding, tags), ())
+    for layout in known:
+        if layout.fits(content):
+            if layout is not known[0]:
+                _layouts[encoding, tags] = (layout, *(other for other in known if other is not layout))
+            return layout.read(content)
+    walk = _Walk(content, encoding)
+    found, is_past = _found_by(walk, tags, whole=whole)
+    if found is not None and is_past and 1 < len(walk.headers) <= MOST_HEADERS:
+        _layouts[encoding, tags] = (_Layout(walk, found), *known)[:MOST_LAYOUTS]
+    return found
+
+
+def _found_by(walk: _Walk, tags: frozenset[int], *, whole: bool) -> tuple[Found | None, bool]:
+    """What the walk finds, and whether it met an element behind the last of `tags`."""
+    content, encoding, last = walk.content, walk.encoding, max(tags)
+    found: Found = {}
     at, previous, size = 0, -1, len(content)
     try:
         while at < size:
             tag, vr, length, start = walk.element(at)
             if tag <= previous:
-                return None
+                return None, False
             if tag > last:
-                return found
+                return found, True
             at = walk.after(vr, length, start)
             if tag in tags:
                 if length == UNDEFINED or at > size:
-                    return None
+                    return None, False
                 found[tag] = RawDataElement(
                     BaseTag(tag),
                     vr.decode() if vr else None,
@@ -139,8 +199,8 @@ def find(content: bytes, encoding: Encoding, tags: Collection[int], *, whole: bo
                 )
             previous = tag
     except (_Unusual, struct.error):
-        return None
-    return found if whole and at == size else None
+        return None, False
+    return (found if whole and at == size else None), False
 
 
 def uid(found: Mapping[int, RawDataElement], tag: int) -> str:

@@ -28,7 +28,7 @@ from plugin.spool import OpenStudies, Spool
 log = structlog.get_logger("hlip.scheduler")
 
 BATCH = 200
-LOOK_SECONDS = 0.1
+LOOK_SECONDS = 0.25
 """How long an arrival waits at most for others to be indexed with: a batch costs the same for one as for ten."""
 PAUSE_SECONDS = 0.02
 """If so long no other comes, it waits no longer."""

@@ -22,8 +22,9 @@ from pydicom.uid import (
 )
 
 from hlip_core.headers import MALFORMED, lenient, text
+from plugin import elements
 from plugin.arrival import KEYWORDS, find_identity, read_arrival
-from plugin.elements import ENCODINGS, INFLATED_WINDOW, Encoding, Header, find, uid
+from plugin.elements import ENCODINGS, INFLATED_WINDOW, MOST_HEADERS, MOST_LAYOUTS, Encoding, Found, Header, find, uid
 from plugin.spool import UnsafeUid, dataset_digest
 
 TAGS = frozenset(int(Tag(keyword)) for keyword in KEYWORDS)
@@ -113,6 +114,49 @@ def test_a_deflated_header_is_inflated_no_further_than_needed() -> None:
 def test_an_identity_is_of_safe_uids_only() -> None:
     with pytest.raises(UnsafeUid):
         find_identity(written(dataset()).replace(b"1.2.1", b"../.."), ExplicitVRLittleEndian, whole=True)
+
+
+def walked(content: bytes, syntax: str) -> Found | None:
+    """What is found by one who saw nothing before."""
+    elements._layouts.clear()
+    return find(content, ENCODINGS[syntax], TAGS, whole=False)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.data())
+def test_what_was_seen_before_changes_nothing_of_what_is_found(data: st.DataObject) -> None:
+    syntax = data.draw(st.sampled_from(PLAIN))
+    made = nested(data.draw(st.integers(0, 3)), undefined_length=data.draw(st.booleans()))
+    made.Rows = made.Columns = 1
+    seen = written(made, syntax)
+    content = bytearray(seen)
+    for _ in range(data.draw(st.integers(0, 3))):
+        content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
+    del content[data.draw(st.integers(len(content) - 20, len(content))) :]
+    expected = walked(bytes(content), syntax)
+    assert walked(seen, syntax) is not None and len(elements._layouts) == 1
+    assert find(bytes(content), ENCODINGS[syntax], TAGS, whole=False) == expected
+
+
+def test_slices_of_a_series_are_walked_through_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    slices = [dataset(SOPInstanceUID=f"1.2.3.{number}", Rows=1) for number in range(10, 30)]
+    assert walked(written(slices[0]), ExplicitVRLittleEndian) is not None
+    monkeypatch.setattr(elements, "_found_by", None)
+    for each in slices:
+        found = find(written(each), Encoding(), TAGS, whole=False)
+        assert found is not None and uid(found, 0x00080018) == each.SOPInstanceUID
+
+
+def test_few_layouts_are_kept_and_none_that_is_huge() -> None:
+    elements._layouts.clear()
+    for length in range(2, 3 * MOST_LAYOUTS):
+        assert find(written(dataset(StudyDescription="x" * 2 * length, Rows=1)), Encoding(), TAGS, whole=False)
+    assert [len(kept) for kept in elements._layouts.values()] == [MOST_LAYOUTS]
+    huge = dataset(Rows=1, ReferencedImageSequence=Sequence([Dataset() for _ in range(MOST_HEADERS)]))
+    for item in huge.ReferencedImageSequence:
+        item.ReferencedSOPInstanceUID = "1.2.9"
+    huge["ReferencedImageSequence"].is_undefined_length = True
+    assert walked(written(huge), ExplicitVRLittleEndian) is not None and not elements._layouts
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -122,7 +122,7 @@ def test_a_scheduler_that_another_one_overtook_tries_again(
     batch = arrivals(tmp_path)
     add(database, batch[:6])
     with monkeypatch.context() as patch:  # it looked just before the other one wrote
-        patch.setattr(intake._Batch, "_locked", staticmethod(lambda uids: select(Study).where(false())))
+        patch.setattr(intake, "_STUDIES", select(Study).where(false()))
         with pytest.raises(IndexUnavailable):
             add(database, batch)
     assert add(database, batch) == [Fate.DROP] * 6 + [Fate.PLACE] * 6

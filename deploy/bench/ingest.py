@@ -6,7 +6,8 @@ One synthetic CT study (545 instances of 512 x 512: 287 MB) is sent by dcmtk's d
 The systems run in turn, each with a fresh server in a fresh folder; Nagle's algorithm is off at both ends
 (TCP_NODELAY=1), except in the last table. hlip is `hlip listen` and `hlip schedule`: fsync before each
 acknowledgement, and it is done when the index has every instance. Orthanc is as it comes (SQLite, files), storescp
-has no index and no fsync. CPU is that of the server's processes, memory the sum of their peaks. Each ratio is the
+has no index and no fsync; storescp-synced has no index, but syncs as hlip does: what is left to gain for a receiver
+that keeps the same promise. CPU is that of the server's processes, memory the sum of their peaks. Each ratio is the
 median over the rounds of instances/s against Orthanc.
 
 It needs 0.3 GB of disk for each run until its end. Files that are removed in between would slow down the next run: for
@@ -94,6 +95,13 @@ def storescp(folder: Path, port: int) -> list[list[str]]:
     return [["storescp", "--fork", "--output-directory", str(folder), str(port)]]
 
 
+def synced(folder: Path, port: int) -> list[list[str]]:
+    """storescp with the listener's promise: the sync, the rename and the sync of the folder before each answer."""
+    library = folder.parent / "_synced.so"
+    subprocess.run(["cc", "-O2", "-shared", "-fPIC", "-o", str(library), str(HERE / "_synced.c"), "-ldl"], check=True)
+    return [["env", f"LD_PRELOAD={library}", *command] for command in storescp(folder, port)]
+
+
 def plain(folder: Path, port: int) -> list[list[str]]:
     return [[sys.executable, str(HERE / "_plain_pynetdicom.py"), str(port), str(folder)]]
 
@@ -106,6 +114,7 @@ SERVERS = {
     "orthanc": Server(orthanc, in_orthanc, ("Orthanc",)),
     "hlip": Server(hlip, indexed),
     "storescp": Server(storescp, files, ("storescp",)),
+    "storescp-synced": Server(synced, files, ("storescp", "cc")),
     "pynetdicom": Server(plain, files),
 }
 BASE = "orthanc"
@@ -284,7 +293,7 @@ def main() -> int:
         return 1
     names = [name for name in options.only if all(map(shutil.which, SERVERS[name].tools))]
     for name in sorted(set(options.only) - set(names)):
-        console.print(f"{name} is left out: it is not installed (Debian: orthanc, dcmtk)")
+        console.print(f"{name} is left out: it is not installed (Debian: orthanc, dcmtk, gcc)")
     shutil.rmtree(options.folder, ignore_errors=True)
     paths = write_ct_study(options.folder / "study", instances=options.instances)
     plans = [(f"{n} association(s)", paths, n, False) for n in options.associations]

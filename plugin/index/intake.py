@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from enum import Enum, auto
 from typing import Any
 
-from sqlalchemy import Select, insert, select, update
+from sqlalchemy import bindparam, insert, select, update
 from sqlalchemy.exc import DataError, IntegrityError
 from sqlalchemy.orm import Session
 
@@ -14,6 +14,24 @@ from plugin.arrival import Arrival, Kind
 from plugin.index.database import Database, IndexUnavailable, clock
 from plugin.index.tables import Event, Instance, Result, Revision, Series, Study
 from plugin.lifecycle import SERIES_STEPS, STUDY_DONE, STUDY_STEPS, SeriesState, Step, StudyState
+
+
+def _any_of(name: str) -> Any:
+    return bindparam(name, expanding=True)
+
+
+# Asked with every batch, so built once.
+_NOW = select(clock())
+_STUDIES = (
+    select(Study).where(Study.study_instance_uid.in_(_any_of("uids"))).order_by(Study.id).with_for_update()
+)  # locked before its instances are read: none of them is removed between the question and the answer
+_SERIES = select(Series).where(
+    Series.study_id.in_(_any_of("study_ids")), Series.series_instance_uid.in_(_any_of("uids"))
+)
+_INSTANCES = select(Instance).where(
+    Instance.series_id.in_(_any_of("series_ids")), Instance.sop_instance_uid.in_(_any_of("uids"))
+)
+_OURS = select(Result.series_instance_uid).where(Result.series_instance_uid.in_(_any_of("uids"))).distinct()
 
 
 class Fate(Enum):
@@ -59,36 +77,27 @@ class _Batch:
     """
 
     def __init__(self, session: Session, batch: Sequence[Intake]) -> None:
-        now = session.scalar(select(clock()))
+        now = session.scalar(_NOW)
         assert now is not None
         self._session, self._now = session, now
         arrivals = [intake.arrival for intake in batch]
-        study_uids = {arrival.study_instance_uid for arrival in arrivals}
-        series_uids = {arrival.series_instance_uid for arrival in arrivals}
-        sop_uids = {arrival.sop_instance_uid for arrival in arrivals}
-        studies = session.scalars(self._locked(study_uids)).all()
+        series_uids = list({arrival.series_instance_uid for arrival in arrivals})
+        studies = session.scalars(_STUDIES, {"uids": list({arrival.study_instance_uid for arrival in arrivals})}).all()
         self._studies = {study.study_instance_uid: study for study in studies}
-        ids = [study.id for study in studies]
-        series = session.scalars(
-            select(Series).where(Series.study_id.in_(ids), Series.series_instance_uid.in_(series_uids))
-        ).all()
+        series = session.scalars(_SERIES, {"study_ids": [study.id for study in studies], "uids": series_uids}).all()
         self._series = {(row.study_id, row.series_instance_uid): row for row in series}
         instances = session.scalars(
-            select(Instance).where(
-                Instance.series_id.in_([row.id for row in series]), Instance.sop_instance_uid.in_(sop_uids)
-            )
+            _INSTANCES,
+            {
+                "series_ids": [row.id for row in series],
+                "uids": list({arrival.sop_instance_uid for arrival in arrivals}),
+            },
         )
         self._known = {(row.series_id, row.sop_instance_uid): _Known(row.digest, row) for row in instances}
-        ours = select(Result.series_instance_uid).where(Result.series_instance_uid.in_(series_uids)).distinct()
-        self._ours = set(session.scalars(ours))
+        self._ours = set(session.scalars(_OURS, {"uids": series_uids}))
         self._new: list[dict[str, Any]] = []
         self._opened: set[Study | Series] = set()
         self._patients: dict[Kind, str] = {}
-
-    @staticmethod
-    def _locked(study_uids: set[str]) -> Select:
-        """Locked before its instances are read: none of them is removed between the question and the answer."""
-        return select(Study).where(Study.study_instance_uid.in_(study_uids)).order_by(Study.id).with_for_update()
 
     def add(self, intake: Intake) -> Fate:
         arrival = intake.arrival

@@ -9,9 +9,10 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
-from sqlalchemy import ColumnElement, Select, and_, case, exists, or_, select, update
+from sqlalchemy import ColumnElement, Select, Update, and_, case, exists, or_, select, update
 from sqlalchemy.orm import Session, aliased
 
 from plugin.index.database import Database, IndexUnavailable, clock
@@ -189,16 +190,15 @@ def claim(database: Database, name: str, *, owner: str, lease_seconds: float, ma
         return Claim(name, row.id, token, row.attempts) if row is not None else None
 
 
-def _drop_past(session: Session, which: ColumnElement[bool]) -> int:
-    """What was superseded or withdrawn while it was being sent is not sent once more. How many."""
+def _dropping(which: ColumnElement[bool]) -> Update:
+    """What was superseded or withdrawn while it was being sent is not sent once more."""
     step = DELIVERY_STEPS["superseded meanwhile"]
-    drop = (
+    return (
         update(Delivery)
         .where(which, Delivery.state.in_(step.sources), _is_past(Delivery))
         .values(state=step.target, lease_owner=None, lease_until=None)
         .execution_options(synchronize_session=False)
     )
-    return session.execute(drop).rowcount  # type: ignore[attr-defined]
 
 
 def held(item: Claim) -> ColumnElement[bool]:
@@ -218,7 +218,7 @@ def renew(database: Database, item: Claim, lease_seconds: float) -> bool:
         .execution_options(synchronize_session=False)
     )
     with database.write() as session:
-        return session.execute(extend).rowcount == 1  # type: ignore[attr-defined]
+        return _count(session, extend) == 1
 
 
 @contextmanager
@@ -249,10 +249,35 @@ def kept_alive(
 
 def claimable(database: Database, name: str, *, max_attempts: int, limit: int = 200) -> list[int]:
     """Ids of the items of a queue that wait to be claimed now."""
-    queue = QUEUES[name]
     with database.read() as session:
-        rows = _most_urgent_first(queue, queue.table).where(_claimable(queue, queue.table, max_attempts))
-        return list(session.scalars(rows.limit(limit)))
+        return list(session.scalars(_waiting(name, max_attempts, limit)))
+
+
+# What is asked several times a second is built once: that takes longer than the answer.
+
+
+@cache
+def _waiting(name: str, max_attempts: int, limit: int) -> Select:
+    queue = QUEUES[name]
+    return _most_urgent_first(queue, queue.table).where(_claimable(queue, queue.table, max_attempts)).limit(limit)
+
+
+@cache
+def _dropping_all() -> Update:
+    return _dropping(or_(Delivery.state == DeliveryState.WAITING, Delivery.lease_until < clock()))
+
+
+@cache
+def _giving_up(name: str, max_attempts: int) -> Update:
+    queue = QUEUES[name]
+    table = queue.table
+    is_free = or_(table.state == queue.waiting, and_(table.state == queue.busy, table.lease_until < clock()))
+    return (
+        update(table)
+        .where(table.attempts >= max_attempts, is_free)
+        .values(state=queue.steps["gave up"].target, reason="crashed", lease_owner=None, lease_until=None)
+        .execution_options(synchronize_session=False)
+    )
 
 
 def put_back(database: Database, item: Claim, *, detail: str, wait_seconds: float, is_to_blame: bool = True) -> None:
@@ -275,7 +300,7 @@ def put_back(database: Database, item: Claim, *, detail: str, wait_seconds: floa
         .execution_options(synchronize_session=False)
     )
     with database.write() as session:
-        if item.queue == "deliver" and _drop_past(session, held(item)):
+        if item.queue == "deliver" and _count(session, _dropping(held(item))):
             return
         session.execute(back)
 
@@ -311,29 +336,15 @@ def put_off(database: Database, item: Claim, *, wait_seconds: float) -> None:
 def drop_past(database: Database) -> int:
     """What was superseded or withdrawn while it was being sent, by a worker that was killed too. How many."""
     with database.write() as session:
-        return _drop_past(session, or_(Delivery.state == DeliveryState.WAITING, Delivery.lease_until < clock()))
+        return _count(session, _dropping_all())
 
 
 def give_up(database: Database, *, max_attempts: int) -> int:
     """Items that were tried often enough, the killed ones too, get the reason ``crashed``. How many."""
-    given_up = 0
     with database.write() as session:
-        for queue in QUEUES.values():
-            if not queue.gives_up:
-                continue
-            table = queue.table
-            exhausted = and_(
-                table.attempts >= max_attempts,
-                or_(
-                    table.state == queue.waiting,
-                    and_(table.state == queue.busy, table.lease_until < clock()),
-                ),
-            )
-            result = session.execute(
-                update(table)
-                .where(exhausted)
-                .values(state=queue.steps["gave up"].target, reason="crashed", lease_owner=None, lease_until=None)
-                .execution_options(synchronize_session=False)
-            )
-            given_up += result.rowcount  # type: ignore[attr-defined]
-    return given_up
+        names = [queue.name for queue in QUEUES.values() if queue.gives_up]
+        return sum(_count(session, _giving_up(name, max_attempts)) for name in names)
+
+
+def _count(session: Session, change: Update) -> int:
+    return session.execute(change).rowcount  # type: ignore[attr-defined]
