@@ -3,6 +3,7 @@
 import shutil
 import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -67,6 +68,38 @@ def test_pgvector_finds_what_comparing_all_finds_with_and_without_a_graph(plugin
     with plugin.database.write() as session:
         session.execute(update(Revision).values(withdrawn="quality"))
     assert searcher.search("midline shift").hits == ()
+
+
+def test_no_hit_is_lost_where_the_graphs_scan_would_end(plugin: Plugin) -> None:
+    """pgvector ends it after hnsw.max_scan_tuples, 20,000; here a few are set, and the graph is preferred."""
+    vectors = random_vectors(1500)
+    searcher = Searcher(plugin, background=False)
+    order = np.argsort(-(vectors @ searcher.words.vector("midline shift")))
+    add_studies(plugin, vectors[order[:1400]], patient_age=30.0)
+    add_studies(plugin, vectors[order[1400:]], first=1400, patient_age=70.0)
+    searcher.build()
+    with limits(plugin, {"hnsw.max_scan_tuples": 1, "enable_seqscan": "off", "enable_sort": "off"}):
+        old = searcher.search("midline shift", limit=15, filters=Filters.parse(age="senior"))
+        assert [hit.study_instance_uid for hit in old.hits] == [uid(number) for number in range(1400, 1415)]
+        every = searcher.search("midline shift", limit=1000)
+        assert len(every.hits) == 1000
+
+
+@contextmanager
+def limits(plugin: Plugin, values: dict[str, object]) -> Iterator[None]:
+    """Settings of every new connection."""
+
+    def execute(*statements: str) -> None:
+        with plugin.database.engine.begin() as connection:
+            for statement in statements:
+                connection.exec_driver_sql(statement)
+        plugin.database.engine.dispose()
+
+    execute("LOAD 'vector'", *(f"ALTER ROLE CURRENT_USER SET {name} = {value}" for name, value in values.items()))
+    try:
+        yield
+    finally:
+        execute(*(f"ALTER ROLE CURRENT_USER RESET {name}" for name in values))
 
 
 def test_the_table_of_another_encoder_is_dropped(plugin: Plugin) -> None:

@@ -28,6 +28,8 @@ GRAPH_BYTES = 1000
 """Of each vector besides its numbers while the graph is built. Where memory ends, pgvector is twenty times slower."""
 LEAST_MEGABYTES, MOST_MEGABYTES = 64, 16_384
 """Of PostgreSQL's memory for building."""
+LEAST_SCANNED, SCAN_MEMORY = 20_000, 16
+"""Vectors that a scan of the graph may see, pgvector's own number, and its memory in units of work_mem."""
 NOT_THERE = (
     "search.engine is pgvector, but it cannot be used: the index must be a PostgreSQL with the extension pgvector 0.8 "
     "or newer (as a superuser: CREATE EXTENSION vector), and Python needs hlip-pacs[server]"
@@ -140,6 +142,7 @@ class HalfvecVectors:
 
     def nearest(self, query: np.ndarray, count: int, filters: Filters, least: Iterable[Least] = ()) -> list[int]:
         """Ids of about the `count` nearest that fit, the nearest first."""
+        least = tuple(least)
         vector = self._table.c.vector
         distance = vector.max_inner_product(query)
         statement = searched(self._space, filters, self._table.c.id).join(self._table, self._table.c.id == Embedding.id)
@@ -147,6 +150,20 @@ class HalfvecVectors:
             product = -vector.max_inner_product(row.direction)
             statement = statement.where(product >= row.score - SLACK)
         with self._database.read() as session:
-            session.execute(text(f"SET LOCAL hnsw.ef_search = {max(self._effort, min(count, 1000))}"))
-            session.execute(text("SET LOCAL hnsw.iterative_scan = strict_order"))
+            for name, value in self._how(count, is_filtered=bool(filters.by_rows or least)).items():
+                session.execute(text(f"SET LOCAL {name} = {value}"))
             return list(session.scalars(statement.order_by(distance).limit(count)))
+
+    def _how(self, count: int, *, is_filtered: bool) -> dict[str, str | int]:
+        """PostgreSQL's settings for a search: one with filters compares all that fit, as the embedded engine does.
+
+        The graph's iterative scans end after so many vectors, whether enough of them fit, and still stand, or not.
+        """
+        if is_filtered:
+            return {"enable_indexscan": "off"}
+        return {
+            "hnsw.ef_search": max(self._effort, min(count, 1000)),
+            "hnsw.iterative_scan": "strict_order",
+            "hnsw.max_scan_tuples": max(LEAST_SCANNED, len(self)),
+            "hnsw.scan_mem_multiplier": SCAN_MEMORY,
+        }
