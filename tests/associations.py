@@ -21,6 +21,8 @@ Context = tuple[str, str]
 CT_EXPLICIT: Context = (CTImageStorage, ExplicitVRLittleEndian)
 
 ASSOCIATE_AC, ASSOCIATE_RJ, P_DATA, RELEASE_RQ, RELEASE_RP, ABORT = 2, 3, 4, 5, 6, 7
+PROVIDER, USER = 2, 0
+"""Sources of an A-ABORT."""
 
 
 def pdu(kind: int, content: bytes) -> bytes:
@@ -144,6 +146,14 @@ class RawPeer:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def aborted(peer: RawPeer) -> tuple[int, int]:
+    """Source and reason of the A-ABORT that comes next."""
+    kind, content = peer.receive()
+    assert kind == ABORT
+    peer.close()
+    return content[2], content[3]
 
 
 @contextmanager
