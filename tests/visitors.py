@@ -15,7 +15,7 @@ import requests
 
 from plugin.bootstrap import Plugin
 from plugin.index import people
-from plugin.index.people import Role
+from plugin.index.people import FailedSignIn, Role
 from plugin.index.tables import Delivery, Event, Instance, Result, Revision, Series, Study
 from plugin.passwords import hash_password
 from plugin.settings import Settings
@@ -24,6 +24,8 @@ from plugin.web.server import serving
 
 PASSWORD = "correct horse battery"
 HTML = {"Accept": "text/html"}
+RETRY = "/operations/retry"
+STUDY = "1.2.3"
 CT = "1.2.840.10008.5.1.4.1.1.2"
 
 
@@ -149,3 +151,19 @@ def add_delivery(plugin: Plugin, study_id: int, *, destination: str, state: str,
         session.add(result)
         session.flush()
         session.add(Delivery(result_id=result.id, destination=destination, state=state, **columns))
+
+
+@contextmanager
+def peopled(folder: Path) -> Iterator[Page]:
+    """A page with a viewer, an operator, and a study; what happens is in its audit trail."""
+    with showing(folder, audit={"file": str(folder / "audit.log"), "patient_ids": True}) as shown:
+        add_user(shown.plugin, "vera", "viewer")
+        add_user(shown.plugin, "otto", "operator")
+        add_study(shown.plugin, STUDY, patient_id="4711", patient_name="Canary^Jane")
+        yield shown
+
+
+def forget_guesses(page: Page) -> None:
+    """No test pays for the wrong guesses of another."""
+    with page.plugin.database.write() as session:
+        session.query(FailedSignIn).delete()
