@@ -3,16 +3,26 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import pytest
 from pydicom import Dataset, FileMetaDataset, dcmwrite
 from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian
+
+from hlip_core.errors import Refused
+from hlip_core.preprocessing import BRAIN_MRI, HEAD_CT, Preprocessing
+from hlip_core.reasons import Reason
+from hlip_core.volume import prepare
 
 CT, ENHANCED_CT, LEGACY_CT = "1.2.840.10008.5.1.4.1.1.2", "1.2.840.10008.5.1.4.1.1.2.1", "1.2.840.10008.5.1.4.1.1.2.2"
 MR, ENHANCED_MR = "1.2.840.10008.5.1.4.1.1.4", "1.2.840.10008.5.1.4.1.1.4.1"
 CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
+
+SMALL = dataclasses.replace(HEAD_CT, num_slices=10, size=64, crop=56)
+SMALL_MR = dataclasses.replace(BRAIN_MRI, num_slices=10, size=64, crop=56)
 
 AXIAL = ((1.0, 0.0, 0.0), (0.0, 1.0, 0.0))
 CORONAL = ((1.0, 0.0, 0.0), (0.0, 0.0, -1.0))
@@ -173,3 +183,10 @@ def chest(num_slices: int = 12, side: int = 96) -> np.ndarray:
         image[((x - centre) / 55) ** 2 + (y / 80) ** 2 < 1] = -850
     image[(x / 20) ** 2 + ((y - 75) / 20) ** 2 < 1] = 500
     return np.repeat(image[None], num_slices, 0)
+
+
+def refusal(datasets: list[Dataset], spec: Preprocessing = SMALL) -> Reason:
+    """The reason why a series is refused."""
+    with pytest.raises(Refused) as caught:
+        prepare(datasets, spec)
+    return caught.value.reason
