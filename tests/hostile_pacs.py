@@ -175,3 +175,19 @@ def pacs(datasets: Sequence[Dataset], **behaviour: Any) -> Iterator[Pacs]:
     finally:
         server.shutdown()
         server.server_close()
+
+
+def at_first(path: str, act: Callable[[Request], None], times: int = 1) -> Callable[[Request], None]:
+    """A trick that is played so often with each path that has this in it."""
+
+    def trick(request: Request) -> None:
+        if path in request.path and request.number <= times:
+            act(request)
+
+    return trick
+
+
+def all_of(request: Request) -> list[Dataset]:
+    """The instances of the one series of the study that is asked for."""
+    (uid,) = [uid for uid in request.pacs.studies if uid in request.path]
+    return next(iter(request.pacs.studies[uid].values()))

@@ -23,6 +23,7 @@ from pynetdicom.sop_class import (  # type: ignore[attr-defined]
 )
 from rich.console import Console
 
+from archive_site import ALL, Site, studies, study
 from peers import free_port
 from plugin.archive import report as reports
 from plugin.archive import scan as scans
@@ -33,7 +34,6 @@ from plugin.archive.scan import Wishes
 from plugin.archive.selection import Selection
 from plugin.archive.source import Query
 from plugin.index import archive as index
-from test_archive import ALL, Site, studies, study
 
 FAILED_FIND, OUT_OF_RESOURCES, UNABLE, CANCELLED = 0xC001, 0xA700, 0xA702, 0xFE00
 CSA = "1.3.12.2.1107.5.9.1"
