@@ -20,7 +20,7 @@ from plugin.spool import beside
 from plugin.tasks import celery_app
 from plugin.work import WORK, DeviceLost, work_once
 from road import head_ct
-from test_retention import Site
+from road_by_hand import Site
 
 CANARY = "Quillfeather"
 
