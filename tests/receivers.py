@@ -20,6 +20,15 @@ import hl7
 from hl7.mllp import start_hl7_server
 
 from peers import free_port, is_open, wait_until
+from plugin.settings import SignalReceiver
+
+SECRET = "a secret of the receiver and us"
+ADDRESSES = {"hl7": "mllp://ris:2575", "fhir": "https://fhir/r4", "webhook": "https://hook/"}
+
+
+def row(kind: str, **changes: Any) -> SignalReceiver:
+    """The settings of a receiver that no one need be at."""
+    return SignalReceiver(**{"name": kind, "kind": kind, "address": ADDRESSES[kind], "secret": SECRET} | changes)
 
 
 class Receiver:

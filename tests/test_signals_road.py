@@ -12,10 +12,9 @@ import pytest
 from peers import dcmsend, wait_until
 from plugin.bootstrap import Plugin
 from plugin.settings import Settings
-from receivers import Receiver, receiving
+from receivers import SECRET, Receiver, receiving
 from road import Road, head_ct, road, tiny_bundle, untrained_bundle
 
-SECRET = "a secret of the receiver and us"
 EVERYTHING = {"intracranial_hemorrhage": -1.0}
 NOTHING = {"intracranial_hemorrhage": 2.0}
 
