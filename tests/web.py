@@ -10,11 +10,14 @@ from typing import Any
 import requests
 from pydicom import Dataset
 
+from peers import wait_until
 from plugin.bootstrap import Plugin
 from plugin.settings import Settings
 from plugin.spool import Spool
 from plugin.web.app import create_app
 from plugin.web.server import serving
+from road import renamed
+from series import head, series
 from studies import encoded
 
 BOUNDARY = "hlip-test"
@@ -87,3 +90,33 @@ def web(
     )
     with serving(create_app(plugin), plugin.settings.web) as server:
         yield Web(server.port, plugin.spool)
+
+
+@contextmanager
+def left_clean(server: Web) -> Iterator[None]:
+    """Nothing is in its spool as the block begins; it must end with nothing half-written, and no request open."""
+    for path in server.spool:
+        path.unlink()
+    yield
+    assert [path for path in server.spool.incoming.iterdir() if path.suffix != ".dcm"] == []
+    wait_until(lambda: not any(server.spool.associations.iterdir()), "all requests to be closed")
+
+
+# ---- what is sent, and what comes of it --------------------------------------------------------------------
+
+
+def images(count: int = 3, *, name: str = "a", **elements: object) -> list[Dataset]:
+    return list(renamed(series(head(count), **elements), name=name, number=2))
+
+
+def stored(answer: requests.Response) -> list[str]:
+    return [item["00081155"]["Value"][0] for item in answer.json().get("00081199", {}).get("Value", [])]
+
+
+def reasons(answer: requests.Response) -> list[int]:
+    rows = [*answer.json().get("00081198", {}).get("Value", []), *answer.json().get("0008119A", {}).get("Value", [])]
+    return [item["00081197"]["Value"][0] for item in rows]
+
+
+def kept(server: Web) -> list[bytes]:
+    return [path.read_bytes() for path in server.spool.arrivals(1000)]
