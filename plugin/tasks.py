@@ -173,6 +173,8 @@ class Bell:
         """How many rings lie in a queue, which is made where it is not there. Raises OperationalError."""
         connection = producer.connection
         try:
+            # of one that was closed, kombu would make a channel of nothing
+            connection.ensure_connection(max_retries=1, interval_start=0, reraise_as_library_errors=False)
             with connection.channel() as channel:
                 return self._app.amqp.queues[queue].queue_declare(channel=channel).message_count
         except (*connection.connection_errors, *connection.channel_errors) as error:

@@ -62,6 +62,16 @@ def test_rings_that_no_one_takes_do_not_pile_up(
     assert bell("prepare") is True
 
 
+def test_a_connection_that_was_closed_is_opened_again(tmp_path: Path, rabbitmq: str) -> None:
+    """Before, the scheduler died of it."""
+    app = celery_app(Plugin(settings(tmp_path, broker={"url": rabbitmq})))
+    bell = Bell(app)
+    assert bell("deliver")
+    with app.producer_or_acquire() as producer:
+        Connection.release(producer.connection)  # not the pool's, which keeps it open
+    assert bell("signal")
+
+
 def test_a_ring_that_redis_cannot_be_told_is_heard_does_not_silence_those_after_it(tmp_path: Path) -> None:
     """Before, a worker whose Redis was restarted while it worked took no work ever again."""
     with redis_server(tmp_path) as url:
