@@ -35,6 +35,8 @@ READY = b"ready"
 START_SECONDS = 60
 ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "BLOSC_NTHREADS"), "1")
 """Threads reserve address space, which counts against the limit, and save no time on one series."""
+GIVE_BACK = dict.fromkeys(("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_"), str(1 << 20))
+"""Bytes. Left alone, glibc raises both with the arrays that it sees, and the child keeps what one series took."""
 
 
 class Died(Exception):
@@ -84,7 +86,7 @@ def _start(command: Sequence[str], memory_bytes: int) -> _Child:
             [*command, str(theirs.fileno()), str(memory_bytes)],
             pass_fds=[theirs.fileno()],
             stdin=subprocess.DEVNULL,
-            env=kept | ONE_THREAD,
+            env=kept | ONE_THREAD | GIVE_BACK,
         )
     return _Child(process, ours)
 

@@ -27,6 +27,13 @@ def _grow() -> None:
         raise MemoryError
 
 
+def _let_go() -> None:
+    """Takes memory as a series does: a volume, then slices; and frees all of it."""
+    np.ones(3 << 20)
+    slices = [np.ones(1 << 13) for _ in range(600)]
+    slices.clear()
+
+
 def _hang() -> None:
     while True:
         time.sleep(1)
@@ -43,7 +50,7 @@ def _trip() -> None:
 SERVED: list[Job] = []
 POISONS = {
     "abort": os.abort, "segfault": _segfault, "eat": _eat, "hang": _hang, "exit": lambda: os._exit(3),
-    "disk": _fill_the_disk, "trip": _trip, "grow": _grow,
+    "disk": _fill_the_disk, "trip": _trip, "grow": _grow, "let-go": _let_go,
 }  # fmt: skip
 
 

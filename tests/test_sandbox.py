@@ -40,6 +40,11 @@ def child_of(sandbox: Sandbox) -> int:
     return sandbox._child.process.pid
 
 
+def megabytes(process: int) -> float:
+    """Of memory that it has (Linux)."""
+    return int(Path(f"/proc/{process}/statm").read_text().split()[1]) * os.sysconf("SC_PAGESIZE") / 1e6
+
+
 @pytest.fixture(scope="module")
 def sandbox() -> Iterator[Sandbox]:
     """One for all: whatever it has swallowed, the next series must not suffer."""
@@ -93,6 +98,15 @@ def test_a_series_is_not_too_large_for_what_the_one_before_it_left_behind(sandbo
     used = child_of(sandbox)
     sandbox.prepare(job(tmp_path / "next", "grow"))
     assert child_of(sandbox) != used
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc's allocator")
+def test_what_a_series_took_is_given_back(sandbox: Sandbox, tmp_path: Path) -> None:
+    sandbox.prepare(job(tmp_path / "before"))
+    child, before = child_of(sandbox), megabytes(child_of(sandbox))
+    sandbox.prepare(job(tmp_path / "after", "let-go"))
+    assert child_of(sandbox) == child
+    assert megabytes(child) < before + 20, "of 39 MB freed"
 
 
 def test_a_series_that_never_ends_is_ended(tmp_path: Path) -> None:
