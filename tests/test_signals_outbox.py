@@ -106,6 +106,30 @@ def test_a_positive_whose_answer_got_lost_is_corrected_when_it_is_gone(database:
     assert said(database)[-1] == ("corrected", "waiting", ["ich"], []), "nobody knows whether it came"
 
 
+@pytest.mark.parametrize("withdraw", [False, True])
+def test_what_a_correction_that_never_came_took_back_is_taken_back_by_the_next(
+    database: Database, withdraw: bool
+) -> None:
+    from plugin.index import leases
+
+    revise(database, 1, "ich")
+    deliver(database)
+    revise(database, 2, "shift")
+    leases.put_back(database, take(database), detail="HTTP 500", wait_seconds=0)
+    if withdraw:
+        revise(database, 2, withdraw=True)
+        assert said(database)[-1] == ("withdrawn", "waiting", [], ["ich", "shift"])
+        return
+    revise(database, 3, "fracture")
+    assert said(database)[1:] == [
+        ("corrected", "obsolete", ["shift"], ["ich"]),
+        ("corrected", "waiting", ["fracture"], ["ich", "shift"]),
+    ]
+    deliver(database)
+    revise(database, 4)
+    assert said(database)[-1] == ("corrected", "waiting", [], ["fracture"]), "what came is not said again"
+
+
 def test_a_positive_that_waits_after_an_outage_is_still_sent_when_it_stands(database: Database) -> None:
     from plugin.index import leases
 

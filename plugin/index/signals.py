@@ -63,7 +63,7 @@ def offer(session: Session, revision: Revision, offers: Sequence[Offer]) -> None
         status = SignalStatus.NEW if told is None else SignalStatus.CORRECTED
         row = _row(revision, each.receiver, status, each.identity, each.content, told)
         row.positive, row.state = list(each.positive), DeliveryState.HELD if each.hold else DeliveryState.WAITING
-        row.retracted = sorted(set(told.positive) - set(each.positive)) if told else []
+        row.retracted = sorted(_may_be_believed(told) - set(each.positive)) if told else []
         session.add(row)
 
 
@@ -76,7 +76,7 @@ def withdraw(session: Session, revision: Revision) -> None:
             continue
         identity = f"{told.key}\n{revision.number}"
         row = _row(revision, receiver, SignalStatus.WITHDRAWN, identity, told.content, told)
-        row.positive, row.retracted, row.state = [], list(told.positive), DeliveryState.WAITING
+        row.positive, row.retracted, row.state = [], sorted(_may_be_believed(told)), DeliveryState.WAITING
         session.add(row)
 
 
@@ -96,6 +96,12 @@ def _row(
         content=content,
         created_at=clock(),
     )
+
+
+def _may_be_believed(told: Signal) -> set[str]:
+    """Labels that the receiver may take for positive: what perhaps never reached it took nothing back for certain."""
+    taken_back = [] if told.state == DeliveryState.DELIVERED else told.retracted
+    return {*told.positive, *taken_back}
 
 
 def _told(session: Session, study_id: int, receiver: str, *, but: SignalStatus | None = None) -> Signal | None:
