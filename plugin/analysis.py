@@ -252,6 +252,11 @@ def result_file(result: Dataset) -> ResultFile:
     )
 
 
+def is_result_name(name: str) -> bool:
+    """Whether `result_file` gives such a name to a file."""
+    return re.fullmatch(r"\d+-\d+-hlip-[a-z0-9-]+\.dcm", name) is not None
+
+
 def read_source(study: StudyView, header_paths: Mapping[str, Path]) -> Dataset:
     """The kept header of the first series, images of the model's kind first. Raises FileNotFoundError where none is."""
     for series in sorted(study.series, key=lambda series: (not series.has_content, series.order)):

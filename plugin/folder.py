@@ -1,7 +1,6 @@
 """`hlip analyze`: a folder of DICOM in, result objects and findings.json out; no server, the same steps."""
 
 import json
-import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
@@ -19,6 +18,7 @@ from plugin.analysis import (
     check_patient,
     check_scope,
     fates,
+    is_result_name,
     read_source,
     write_files,
 )
@@ -28,6 +28,8 @@ from plugin.lifecycle import SeriesState
 from plugin.preparation import Job
 from plugin.sandbox import Died
 from plugin.study import InstanceView, SeriesView, StudyView
+
+FINDINGS = "findings.json"
 
 Progress = Callable[[str, int, int], None]
 """Called with (what is done, how many are done, how many there are)."""
@@ -181,9 +183,11 @@ def _prepare(
 
 
 def _write(plugin: Plugin, analysis: Analysis, folder: Path) -> None:
-    """Result objects and findings.json, in place of what an earlier run left."""
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
+    """Result objects and findings.json, in place of what an earlier run left; all else, such as images, stays."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in folder.iterdir():
+        if path.name == FINDINGS or is_result_name(path.name):
+            path.unlink()
     write_files(analysis.files, folder)
     bundle = plugin.bundle
     summary = {
@@ -204,4 +208,4 @@ def _write(plugin: Plugin, analysis: Analysis, folder: Path) -> None:
         "results": [{"file": f.name, "description": f.description, "sop_instance_uid": f.sop_instance_uid}
                     for f in analysis.files],
     }  # fmt: skip
-    (folder / "findings.json").write_text(json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
+    (folder / FINDINGS).write_text(json.dumps(summary, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -12,7 +12,7 @@ from plugin.bootstrap import Plugin
 from plugin.folder import analyse_folder
 from plugin.results import build_results, to_bytes
 from reports import CREATED, report, score
-from road import head_ct, road, settings
+from road import head_ct, road, settings, tiny_bundle
 
 STUDY = generate_uid(entropy_srcs=["a"])
 POSITIVE = {"intracranial_hemorrhage": -1.0}
@@ -56,3 +56,17 @@ def test_two_runs_of_analyze_make_objects_of_their_own(tmp_path: Path) -> None:
         assert outcome.analysis is not None
         made += [file.sop_instance_uid for file in outcome.analysis.files]
     assert len(made) == len(set(made)) == 9
+
+
+def test_results_that_go_where_the_images_lie_leave_the_images_there(tmp_path: Path) -> None:
+    plugin = Plugin(settings(tmp_path, model={"bundle": str(tiny_bundle())}))
+    place = tmp_path / "archive" / STUDY
+    place.parent.mkdir()
+    head_ct(tmp_path)[0].parent.rename(place)
+    (place / "letter.txt").write_text("Dear colleague")
+    before = {path.name for path in place.iterdir()}
+    for _ in range(2):
+        (outcome,) = analyse_folder(plugin, [place.parent], place.parent, device="cpu", progress=lambda *_: None)
+        assert outcome.analysis is not None and outcome.folder == place
+        written = {"findings.json", *(file.name for file in outcome.analysis.files)}
+        assert {path.name for path in place.iterdir()} == before | written
