@@ -141,8 +141,8 @@ def analyze(
 ) -> None:
     """Analyse a folder of DICOM: result objects and findings.json out, no server.
 
-    The same steps, the same model and the same result UIDs as the served road. Exits with 1 when no study could be
-    analysed.
+    The same steps and the same model as the served road; each run's objects have UIDs of their own. Exits with 1 when
+    no study could be analysed, also where a summary says why.
     """
     from plugin import screens
     from plugin.folder import analyse_folder
@@ -155,7 +155,7 @@ def analyze(
         screens.print_outcome(console, outcome)
     if not outcomes:
         errors.print("No DICOM instance found.")
-    if not any(outcome.analysis for outcome in outcomes):
+    if not any(outcome.analysis is not None and outcome.analysis.assessment is not None for outcome in outcomes):
         raise typer.Exit(1)
 
 

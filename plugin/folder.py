@@ -134,15 +134,18 @@ def _analyse(
     try:
         check_patient(study)
         check_scope(fate_rows)
+        source = read_source(study, headers)
     except NothingToSay as nothing:
         return Outcome(study, None, str(nothing.reason), folder)
+    except FileNotFoundError:  # no header could be kept: of whom would the result speak?
+        return Outcome(study, None, str(Reason.HEADER), folder)
     progress("analysing", 0, 1)
     paths = {(a.series_instance_uid, a.sop_instance_uid): a.path for a in arrivals}
     created = plugin.now()
     analysis = analyse_study(
         study,
         scans,
-        read_source(study, headers),
+        source,
         plugin.bundle,
         fate_rows=fate_rows,
         thresholds=plugin.settings.thresholds,

@@ -73,6 +73,14 @@ def test_analyze_of_nothing_useful_says_so(tmp_path: Path) -> None:
     assert done.returncode == 1 and "No DICOM instance" in done.stderr
 
 
+def test_analyze_of_a_study_that_could_not_be_analysed_says_why_and_exits_with_1(tmp_path: Path) -> None:
+    head_ct(tmp_path / "in", slices=3)
+    done = hlip(tmp_path, "analyze", tmp_path / "in", "--out", tmp_path / "out")
+    assert done.returncode == 1, done.stderr
+    assert "too_few_slices" in done.stdout
+    assert list((tmp_path / "out").glob("*/9101-1-*.dcm")), "the summary says so"
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [

@@ -201,3 +201,23 @@ def test_analyze_goes_on_after_a_poisonous_series(tmp_path: Path) -> None:
     (outcome,) = analyse_folder(plugin, [tmp_path / "in"], tmp_path / "out", device="cpu", progress=lambda *_: None)
     assert [(s.state, s.reason) for s in outcome.study.series] == [("refused", "crashed"), ("prepared", None)]
     assert outcome.analysis is not None
+
+
+class DiesAtOnce(Sandbox):
+    """Of the study "dies" nothing is kept, not even a header."""
+
+    def prepare(self, job: Job) -> tuple[str, ...]:
+        if "dies-2" in str(job.paths[0]):
+            raise Died("died of SIGKILL")
+        return super().prepare(job)
+
+
+def test_analyze_goes_on_after_a_study_of_which_no_header_could_be_kept(tmp_path: Path) -> None:
+    for name in ("dies", "good"):
+        head_ct(tmp_path / "in", name=name)
+    plugin = Plugin(settings(tmp_path, model={"bundle": str(tiny_bundle())}))
+    plugin.sandbox = DiesAtOnce(command=POISON)
+    dead, good = analyse_folder(plugin, [tmp_path / "in"], tmp_path / "out", device="cpu", progress=lambda *_: None)
+    assert (dead.analysis, dead.reason) == (None, "header")
+    assert [(series.state, series.reason) for series in dead.study.series] == [("refused", "crashed")]
+    assert good.analysis is not None and (good.folder / "findings.json").is_file()
