@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 from pydantic import ValidationError
 from rich.console import Console
+from rich.markup import escape
 
 from hlip_core.errors import HlipError
 from plugin import cli_model, cli_search, cli_user
@@ -302,12 +303,16 @@ def show(
 ) -> None:
     """Show a Structured Report as a readable page: any file of ours or of others, or a study's current results."""
     from pydicom import dcmread
+    from pydicom.errors import InvalidDicomError
 
     from plugin.results import readable
 
     paths = [Path(what)] if Path(what).is_file() else _current_reports(_plugin_with_index(config), what)
     for path in paths:
-        page = readable.page_of(dcmread(path))
+        try:
+            page = readable.page_of(dcmread(path))
+        except InvalidDicomError:
+            raise ValueError(f"{path.name} is no DICOM file") from None
         if as_html:
             print(readable.html(page))
         else:
@@ -342,5 +347,5 @@ def main(run: Callable[[], None] = app) -> None:
     try:
         run()
     except (ValidationError, HlipError, OSError, TimeoutError, ValueError) as error:
-        errors.print(f"[red]hlip:[/red] {_explain(error)}", highlight=False)
+        errors.print(f"[red]hlip:[/red] {escape(_explain(error))}", highlight=False)
         sys.exit(2)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 
 if TYPE_CHECKING:
     from plugin.bootstrap import Plugin
@@ -208,5 +209,5 @@ def _run(plugin: "Plugin", rules: "ArchiveSettings", found: "ScanView") -> None:
     end = scans.run(plugin, rules, found, console=errors, stop=until_stopped())
     console.print(reports.page(reports.read(plugin, found.name)))
     if end.why:
-        errors.print(f"[yellow]{end.why}[/yellow]", highlight=False)
+        errors.print(f"[yellow]{escape(end.why)}[/yellow]", highlight=False)
         raise typer.Exit(end.exit_code)

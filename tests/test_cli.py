@@ -89,6 +89,8 @@ def test_analyze_of_a_study_that_could_not_be_analysed_says_why_and_exits_with_1
         (("retry",), "start `hlip serve`"),
         (("serve", "--config", "nowhere.toml"), "nowhere.toml"),
         (("work", "--queue", "dream"), "no queue dream"),
+        (("show", __file__), "test_cli.py is no DICOM file"),
+        (("serve", "--config", "[/etc]/[red].toml"), "[/etc]/[red].toml"),
     ],
 )
 def test_a_mistake_is_explained_without_a_traceback(tmp_path: Path, arguments: tuple[str, ...], says: str) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, track
 from rich.table import Table
 
@@ -103,7 +104,7 @@ def _show_hits(found: Found) -> None:
             for label, value in hit.values.items()
         )
         uid = hit.study_instance_uid + (f"\nseries {hit.series_instance_uid}" if hit.series_instance_uid else "")
-        cells = (_date(hit.study_date), _plain(hit.study_description), hit.modality, age, _plain(hit.station_name))
+        cells = (_date(hit.study_date), escape(hit.study_description), hit.modality, age, escape(hit.station_name))
         table.add_row(str(hit.rank), f"{hit.score:.3f}", *cells, values, uid)
     console.print(table)
     how = "every one compared" if found.exact else "by an index that finds nearly all of the nearest"
@@ -113,11 +114,6 @@ def _show_hits(found: Found) -> None:
 
 def _date(study_date: str) -> str:
     return f"{study_date[:4]}-{study_date[4:6]}-{study_date[6:]}" if len(study_date) == 8 else study_date
-
-
-def _plain(text: str) -> str:
-    """Text of a DICOM element, without meaning for the table."""
-    return text.replace("[", r"\[")
 
 
 # ---- rescore -----------------------------------------------------------------------------------------------
