@@ -55,10 +55,6 @@ class Trail:
     def is_on(self) -> bool:
         return bool(self._settings.file or self._settings.syslog_host)
 
-    @property
-    def names_patients(self) -> bool:
-        return self.is_on and self._settings.patient_ids
-
     # ---- events --------------------------------------------------------------------------------------------
 
     @contextmanager

@@ -3,7 +3,7 @@
 import json
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -55,21 +55,17 @@ def dicom_files(paths: Iterable[Path]) -> Iterator[Path]:
                 yield file
 
 
-def read_folder(paths: Iterable[Path], progress: Progress) -> tuple[dict[str, list[Arrival]], int]:
-    """The instances by StudyInstanceUID, and how many files are no DICOM instance."""
+def read_folder(paths: Iterable[Path], progress: Progress) -> dict[str, list[Arrival]]:
+    """The instances by StudyInstanceUID; files that are none are left out."""
     files = list(dicom_files(paths))
     studies: dict[str, dict[tuple[str, str], Arrival]] = {}
-    unreadable = 0
     for done, file in enumerate(files, 1):
-        try:
+        with suppress(*MALFORMED):
             arrival = read_arrival(file)
-        except MALFORMED:
-            unreadable += 1
-        else:
             of_study = studies.setdefault(arrival.study_instance_uid, {})
             of_study.setdefault((arrival.series_instance_uid, arrival.sop_instance_uid), arrival)
         progress("reading headers", done, len(files))
-    return {uid: list(instances.values()) for uid, instances in studies.items()}, unreadable
+    return {uid: list(instances.values()) for uid, instances in studies.items()}
 
 
 def _view(study_uid: str, arrivals: list[Arrival]) -> StudyView:
@@ -103,7 +99,7 @@ def analyse_folder(
     plugin: Plugin, paths: Iterable[Path], out: Path, *, device: str, progress: Progress
 ) -> Iterator[Outcome]:
     """Analyse every study found; its objects and findings.json go to ``out/<StudyInstanceUID>/``."""
-    studies, _ = read_folder(paths, progress)
+    studies = read_folder(paths, progress)
     with closing(plugin.sandbox):
         for study_uid, arrivals in studies.items():
             with tempfile.TemporaryDirectory(prefix="hlip-analyze-") as scratch:

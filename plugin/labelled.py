@@ -76,9 +76,8 @@ def study_vectors(
 
 def _prepare_study(folder: Path, bundle: Bundle) -> list[PreparedScan]:
     """The series of one study that the bundle can use; of more than it takes those that it would take at work."""
-    by_study, _ = read_folder([folder], lambda *_: None)
     series: dict[str, list[Path]] = {}
-    for arrivals in by_study.values():
+    for arrivals in read_folder([folder], lambda *_: None).values():
         for arrival in arrivals:
             series.setdefault(arrival.series_instance_uid, []).append(arrival.path)
     scans = []

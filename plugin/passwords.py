@@ -3,7 +3,7 @@
 import threading
 
 from argon2 import PasswordHasher
-from argon2.exceptions import InvalidHashError, VerificationError, VerifyMismatchError
+from argon2.exceptions import InvalidHashError, VerificationError
 
 MIN_LENGTH = 12
 MAX_LENGTH = 256
@@ -36,5 +36,5 @@ def verify(password: str, password_hash: str | None) -> bool:
     try:
         with AT_ONCE:
             return _hasher.verify(password_hash or _NOBODYS, password) and password_hash is not None
-    except (VerifyMismatchError, VerificationError, InvalidHashError):
+    except (VerificationError, InvalidHashError):
         return False

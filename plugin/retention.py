@@ -5,6 +5,7 @@ The index marks first (`plugin.index.retention`), then the files go: a kill in b
 
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -59,12 +60,9 @@ def remove_files(paths: Iterable[Path], *, below: Path) -> tuple[int, int]:
     return files, size
 
 
-def remove_if_empty(folder: Path) -> bool:
-    try:
+def remove_if_empty(folder: Path) -> None:
+    with suppress(OSError):  # not empty, or gone already
         folder.rmdir()
-    except OSError:  # not empty, or gone already
-        return False
-    return True
 
 
 class Retention:

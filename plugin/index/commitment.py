@@ -56,9 +56,3 @@ def hold(database: Database, sop_instance_uids: Sequence[str]) -> list[Holding]:
 def _chunks(uids: Sequence[str]) -> Iterator[Sequence[str]]:
     for at in range(0, len(uids), CHUNK):
         yield uids[at : at + CHUNK]
-
-
-def committed_studies(database: Database) -> frozenset[str]:
-    """Studies of which instances were committed: they stay, whatever their age."""
-    with database.read() as session:
-        return frozenset(session.scalars(select(Study.study_instance_uid).where(Study.committed_at.is_not(None))))

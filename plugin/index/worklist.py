@@ -5,7 +5,7 @@ page of a long list is read from an index of the database, not sorted.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any
 
@@ -152,7 +152,6 @@ class List:
     at: float
     rows: tuple[Row, ...]
     has_more: bool
-    labels: Mapping[str, str] = field(default_factory=dict)
 
 
 COLUMNS = (

@@ -71,10 +71,6 @@ class Watch:
     def is_full(self) -> bool:
         return len(self._listeners) >= MAX_LISTENERS
 
-    @property
-    def is_looking(self) -> bool:
-        return bool(self._listeners)
-
     @contextmanager
     def listening(self, study_instance_uid: str = "") -> Iterator[Listener]:
         """A listener, told of its study alone where one is named, else of all."""

@@ -57,7 +57,6 @@ class Picture:
     """Where a wait was cut short."""
 
     width: int = WIDTH
-    left: int = LEFT
     right: int = WIDTH - RIGHT
 
 

@@ -3,7 +3,6 @@
 
 (() => {
   const meta = (name) => document.querySelector(`meta[name="${name}"]`)?.content ?? "";
-  const said = () => document.getElementById("said");
   let selected = "";
   let offset = 0; // the server's clock minus ours, in seconds
 
@@ -31,7 +30,7 @@
   });
 
   function say(text, wrong = false) {
-    const place = said();
+    const place = document.getElementById("said");
     place.textContent = text;
     place.classList.toggle("wrong", wrong);
     clearTimeout(say.timer);
@@ -68,7 +67,6 @@
     if (event.detail.target?.id === "list") before = new Map(rows().map((row) => [row.dataset.uid, row.offsetTop]));
   });
   document.addEventListener("htmx:afterSettle", (event) => {
-    if (!document.getElementById("list")) return;
     if (event.detail.elt?.id === "list") { arrived(); moved(); }
   });
 
