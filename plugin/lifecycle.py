@@ -175,8 +175,8 @@ class Urgency(StrEnum):
 
 
 ARCHIVE_FROM = 67
-URGENCY = ((34, Urgency.TRIAGE), (ARCHIVE_FROM, Urgency.ROUTINE), (101, Urgency.ARCHIVE))
+URGENCY = ((34, Urgency.TRIAGE), (ARCHIVE_FROM, Urgency.ROUTINE))
 
 
 def urgency(priority: int) -> Urgency:
-    return next(name for below, name in URGENCY if priority < below)
+    return next((name for below, name in URGENCY if priority < below), Urgency.ARCHIVE)

@@ -3,7 +3,6 @@
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console, Group
@@ -15,6 +14,7 @@ from rich.text import Text
 
 from plugin.bootstrap import Plugin
 from plugin.index.overview import overview
+from plugin.web.words import clock
 
 if TYPE_CHECKING:
     from plugin.folder import Outcome
@@ -93,10 +93,6 @@ def _state(state: str, reason: str | None = None) -> Text:
     return Text(f"{state}: {reason}" if reason else state, style=STYLES.get(state, ""))
 
 
-def _clock(seconds: float | None) -> str:
-    return "" if seconds is None else f"{datetime.fromtimestamp(seconds):%Y-%m-%d %H:%M:%S}"
-
-
 def _counts(name: str, counts: dict[str, int]) -> Text:
     text = Text(f"{name}: ", style="bold")
     for state, count in counts.items():
@@ -131,9 +127,9 @@ def _disk_lines(disk: dict[str, Any]) -> Iterator[Text]:
 def _study_lines(study: dict[str, Any]) -> Iterator[Text]:
     yield Text.assemble((study["study_instance_uid"], "bold"), "  ", _state(study["state"], study["reason"]))
     revision = f", revision {study['revision']}" if study["revision"] else ""
-    yield Text(f"   last image {_clock(study['last_image_at'])}{revision}", style="dim")
+    yield Text(f"   last image {clock(study['last_image_at'])}{revision}", style="dim")
     for gone in study["removals"]:
-        yield Text(f"   {gone['kind']} removed {_clock(gone['at'])}: {gone['files']} files", style="dim")
+        yield Text(f"   {gone['kind']} removed {clock(gone['at'])}: {gone['files']} files", style="dim")
     for series in study["series"]:
         number = "-" if series["series_number"] is None else series["series_number"]
         what = f"   {series['modality'] or '?'} {number}, {series['instances']} instances: "

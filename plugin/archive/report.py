@@ -25,11 +25,6 @@ from plugin.sections_archive import ArchiveSettings
 INSTANCE_BYTES = 530_000
 """Of a CT slice, 512 x 512 pixels of two bytes and its header, where the PACS does not compress."""
 
-COLUMNS = (
-    "study_instance_uid", "state", "reason", "attempts", "instances", "megabytes", "fetch_seconds", "troubles",
-    "ended_at",
-)  # fmt: skip
-
 
 def read(plugin: Plugin, name: str | None) -> dict[str, Any]:
     """A scan, JSON-ready. Raises ValueError where there is none."""
@@ -60,7 +55,7 @@ ENDS_WITH_REASON = frozenset({FetchState.REFUSED, FetchState.SKIPPED, FetchState
 def write_csv(found: dict[str, Any], path: Path) -> None:
     """A row for each study."""
     with path.open("w", newline="", encoding="utf-8") as file:
-        rows = csv.DictWriter(file, COLUMNS)
+        rows = csv.DictWriter(file, index.COLUMNS)
         rows.writeheader()
         for study in found["studies"]:
             troubles = " ".join(f"{name}:{count}" for name, count in sorted(study["troubles"].items()))

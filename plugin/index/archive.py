@@ -4,7 +4,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import func, select, update
+from sqlalchemy import Select, func, select, update
 from sqlalchemy.orm import Session
 
 from plugin.index.archive_fetch import is_due
@@ -206,13 +206,15 @@ def standing(database: Database, scan_id: int) -> Standing:
         )
 
 
+COLUMNS = (
+    "study_instance_uid", "state", "reason", "attempts", "instances", "megabytes", "fetch_seconds", "troubles",
+    "ended_at",
+)  # fmt: skip
+
+
 def rows(database: Database, scan_id: int) -> list[dict[str, Any]]:
     """Every study of a scan, in the order of the plan."""
-    columns = (
-        ArchiveStudy.study_instance_uid, ArchiveStudy.state, ArchiveStudy.reason, ArchiveStudy.attempts,
-        ArchiveStudy.instances, ArchiveStudy.megabytes, ArchiveStudy.fetch_seconds, ArchiveStudy.troubles,
-        ArchiveStudy.ended_at,
-    )  # fmt: skip
+    columns = [getattr(ArchiveStudy, name) for name in COLUMNS]
     chosen = select(*columns).where(ArchiveStudy.scan_id == scan_id).order_by(ArchiveStudy.id)
     with database.read() as session:
         return [dict(row._mapping) for row in session.execute(chosen)]
@@ -232,15 +234,16 @@ def present(database: Database, uids: Collection[str]) -> int:
 
 def usual_seconds(database: Database, stage: str, *, limit: int = 200) -> float | None:
     """The mean of what a stage of the timeline took of late; None where it never happened."""
-    with database.read() as session:
-        latest = select(Event.seconds).where(Event.stage == stage, Event.seconds.is_not(None))
-        took = [s for s in session.scalars(latest.order_by(Event.at.desc()).limit(limit)) if s is not None]
-    return sum(took) / len(took) if took else None
+    latest = select(Event.seconds).where(Event.stage == stage, Event.seconds.is_not(None)).order_by(Event.at.desc())
+    return _mean(database, latest.limit(limit))
 
 
 def usual_fetch_seconds(database: Database, *, limit: int = 200) -> float | None:
     """The mean time that a study took of late to be fetched; None where none was."""
+    took = ArchiveStudy.fetch_seconds
+    return _mean(database, select(took).where(took > 0).order_by(ArchiveStudy.id.desc()).limit(limit))
+
+
+def _mean(database: Database, latest: Select) -> float | None:
     with database.read() as session:
-        latest = select(ArchiveStudy.fetch_seconds).where(ArchiveStudy.fetch_seconds > 0)
-        took = list(session.scalars(latest.order_by(ArchiveStudy.id.desc()).limit(limit)))
-    return sum(took) / len(took) if took else None
+        return session.scalar(select(func.avg(latest.subquery().c[0])))

@@ -12,7 +12,7 @@ from plugin.index.database import Database, clock
 from plugin.index.leases import QUEUES, Queue
 from plugin.index.signal_table import Signal
 from plugin.index.tables import Delivery, Event, Result, Revision, Series, Study
-from plugin.lifecycle import ARCHIVE_FROM, DeliveryState, SeriesState, StudyState, Urgency, urgency
+from plugin.lifecycle import ARCHIVE_FROM, DeliveryState, SeriesState, StudyState, urgency
 
 HOUR = 3600.0
 HOURS = 24
@@ -68,7 +68,7 @@ def _depth(session: Session, queue: Queue) -> Depth:
     ).all()
     waiting: dict[str, int] = defaultdict(int)
     for priority, count, _, _ in rows:
-        waiting[_urgency(priority)] += count
+        waiting[str(urgency(priority))] += count
     return Depth(
         queue=queue.name,
         waiting=dict(waiting),
@@ -76,10 +76,6 @@ def _depth(session: Session, queue: Queue) -> Depth:
         busy=session.scalar(select(func.count()).select_from(table).where(table.state == queue.busy)) or 0,
         oldest_seconds=max((row[3] for row in rows if row[3] is not None), default=None),
     )
-
-
-def _urgency(priority: int) -> str:
-    return str(urgency(priority)) if priority <= 100 else str(Urgency.ARCHIVE)
 
 
 # ---- pace ------------------------------------------------------------------------------------------------------
@@ -314,20 +310,3 @@ def pictured(database: Database, study_instance_uids: Sequence[str]) -> frozense
     )
     with database.read() as session:
         return frozenset(session.scalars(chosen))
-
-
-def first_prepared(database: Database, study_instance_uid: str) -> str:
-    """SeriesInstanceUID of the study's first series whose prepared scan is here; "" where there is none."""
-    with database.read() as session:
-        chosen = (
-            select(Series.series_instance_uid)
-            .join(Study, Study.id == Series.study_id)
-            .where(
-                Study.study_instance_uid == study_instance_uid,
-                Series.state == SeriesState.PREPARED,
-                Series.prepared_removed_at.is_(None),
-            )
-            .order_by(Series.series_number, Series.id)
-            .limit(1)
-        )
-        return session.scalar(chosen) or ""

@@ -9,7 +9,8 @@ from sqlalchemy.orm import Session, selectinload
 
 from plugin.index import signals
 from plugin.index.database import Database, clock
-from plugin.index.tables import Delivery, Event, Instance, Removal, Result, Revision, Series, Study
+from plugin.index.signal_table import Signal
+from plugin.index.tables import Delivery, Event, Instance, Leased, Removal, Result, Revision, Series, Study
 from plugin.study import InstanceView, ResultView, RevisionView, SeriesView, StudyView
 
 
@@ -169,7 +170,7 @@ def _study(session: Session, study: Study, *, whole: bool) -> dict[str, Any]:
     }
 
 
-def _counts(session: Session, table: type[Series | Study | Delivery]) -> dict[str, int]:
+def _counts(session: Session, table: type[Leased]) -> dict[str, int]:
     rows = session.execute(select(table.state, func.count()).group_by(table.state).order_by(table.state))
     return {state: count for state, count in rows}
 
@@ -210,6 +211,6 @@ def overview(
             "studies_by_state": _counts(session, Study),
             "series_by_state": _counts(session, Series),
             "deliveries_by_state": _counts(session, Delivery),
-            "signals_by_state": signals.by_state(session),
+            "signals_by_state": _counts(session, Signal),
             "studies": [_study(session, study, whole=findings) for study in session.scalars(chosen)],
         }

@@ -9,7 +9,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import ColumnElement, Select, and_, exists, func, select, update
+from sqlalchemy import ColumnElement, Select, and_, exists, select, update
 from sqlalchemy.orm import Session, aliased
 
 from plugin.index.database import Database, clock
@@ -234,8 +234,3 @@ def of_study(session: Session, study_id: int) -> list[dict[str, Any]]:
         }
         for row, number in rows
     ]
-
-
-def by_state(session: Session) -> dict[str, int]:
-    rows = session.execute(select(Signal.state, func.count()).group_by(Signal.state).order_by(Signal.state))
-    return {state: count for state, count in rows}

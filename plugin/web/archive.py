@@ -1,20 +1,19 @@
 """The archive: a box for words, and the studies that are nearest to them. Names no patient."""
 
 import threading
-from functools import cache
 from typing import Annotated, Any
 
 from fastapi import APIRouter, HTTPException, Query, Request
 from fastapi.responses import Response
 
 from hlip_core.errors import HlipError
-from hlip_core.findings import FindingsTable
 from plugin.index import operations
 from plugin.index.filters import AGE_GROUPS, Filters, SearchError
+from plugin.index.search import prepared_series
 from plugin.spool import UnsafeUid, check_uid
 from plugin.web.access import Viewer
 from plugin.web.images import Images, NoImage
-from plugin.web.pages import page, plugin_of
+from plugin.web.pages import FINDING_NAMES, page, plugin_of
 from plugin.web.watched import actor_of
 
 router = APIRouter(prefix="/archive")
@@ -37,12 +36,6 @@ def _searcher(request: Request) -> Any:
 
             state.searcher = Searcher(plugin_of(request))
         return state.searcher
-
-
-@cache
-def _labels() -> tuple[str, ...]:
-    """What the field for findings proposes: those of the table that comes along, without loading a bundle for it."""
-    return tuple(finding.label for finding in FindingsTable.from_toml().findings)
 
 
 @router.get("")
@@ -78,7 +71,7 @@ def archive_page(
         trouble=trouble,
         asked=asked,
         groups=AGE_GROUPS,
-        labels=_labels(),
+        labels=FINDING_NAMES,
         pictured=operations.pictured(plugin_of(request).database, [hit.study_instance_uid for hit in found.hits])
         if found
         else frozenset(),
@@ -99,7 +92,7 @@ def picture(request: Request, study_uid: str, person: Viewer) -> Response:
     """The middle slice of the study's first prepared series."""
     images: Images = request.app.state.images
     try:
-        series_uid = operations.first_prepared(plugin_of(request).database, check_uid(study_uid))
+        series_uid = next(iter(prepared_series(plugin_of(request).database, check_uid(study_uid))), "")
         middle = len(images.scan(study_uid, series_uid).voxels) // 2
         content = images.slice_png(study_uid, series_uid, middle, PICTURE_VIEW)
     except (UnsafeUid, NoImage):

@@ -9,6 +9,7 @@ from fastapi import Request
 from fastapi.responses import HTMLResponse
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from hlip_core.findings import FindingsTable
 from plugin.bootstrap import bundle_folder
 from plugin.web import words
 from plugin.web.access import Person, csrf_token
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
 
 HERE = Path(__file__).parent
 STATIC = HERE / "static"
+FINDING_NAMES = {finding.label: finding.name for finding in FindingsTable.from_toml().findings}
+"""The findings to choose from, by label: of the table that comes along, since no bundle is loaded for it."""
 
 templates = Environment(
     loader=FileSystemLoader(HERE / "templates"),

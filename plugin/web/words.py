@@ -5,7 +5,7 @@ from datetime import datetime
 from typing import Any
 
 from hlip_core.reasons import Reason
-from plugin.lifecycle import URGENCY, Urgency
+from plugin.lifecycle import urgency
 
 TONES = {
     "reported": "good", "delivered": "good", "prepared": "good",
@@ -69,11 +69,6 @@ def reason(value: str | None) -> str:
 
 def score(value: float | None) -> str:
     return "" if value is None else f"{value:.3f}"
-
-
-def urgency(priority: int) -> str:
-    """The word for a priority number; numbers beyond the table are for the archive."""
-    return next((str(name) for below, name in URGENCY if priority < below), str(Urgency.ARCHIVE))
 
 
 FILTERS: dict[str, Callable[..., Any]] = {

@@ -1,7 +1,6 @@
 """The worklist: which study to open first, live."""
 
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any
 from urllib.parse import urlencode
@@ -9,12 +8,11 @@ from urllib.parse import urlencode
 from fastapi import APIRouter, Depends, Query, Request
 from fastapi.responses import HTMLResponse
 
-from hlip_core.findings import FindingsTable
 from plugin.index import worklist as index
 from plugin.index.worklist import KINDS, Filters, List
 from plugin.web.access import Viewer
 from plugin.web.events import Watch
-from plugin.web.pages import page, plugin_of, templates
+from plugin.web.pages import FINDING_NAMES, page, plugin_of, templates
 from plugin.web.watched import audit_list
 
 ROWS = 50
@@ -94,14 +92,6 @@ class Lists:
         self._kept[query] = (time.monotonic(), version, html, rows)
 
 
-def finding_names() -> Mapping[str, str]:
-    """The findings to choose from, by label."""
-    return {finding.label: finding.name for finding in FindingsTable.from_toml().findings}
-
-
-NAMES = finding_names()
-
-
 def _list(request: Request, query: Asked) -> str:
     """The list as HTML, and a line in the trail for each patient that it names."""
     watch: Watch = request.app.state.watch
@@ -120,7 +110,7 @@ def _list(request: Request, query: Asked) -> str:
 @router.get("/")
 def worklist(request: Request, person: Viewer, query: Query_) -> HTMLResponse:
     """The page."""
-    choices: dict[str, Any] = {"kinds": KIND_NAMES, "periods": PERIODS, "names": NAMES}
+    choices: dict[str, Any] = {"kinds": KIND_NAMES, "periods": PERIODS, "names": FINDING_NAMES}
     return page(request, "worklist.html", section="Worklist", query=query, list_html=_list(request, query), **choices)
 
 
