@@ -1,7 +1,6 @@
 """The command `hlip`."""
 
 import json
-import os
 import sys
 import time
 from collections.abc import Callable
@@ -10,14 +9,13 @@ from typing import Annotated
 
 import typer
 from pydantic import ValidationError
-from rich.console import Console
 from rich.markup import escape
 
 from hlip_core.errors import HlipError
 from plugin import cli_model, cli_search, cli_user
-from plugin.bootstrap import Plugin, configure, configure_libraries
+from plugin.bootstrap import Plugin
+from plugin.console import Config, console, errors, plugin_by, plugin_with_index
 from plugin.lifecycle import WORK_QUEUES, Rejection
-from plugin.settings import load_settings
 
 app = typer.Typer(
     name="hlip",
@@ -37,32 +35,6 @@ be overridden as a variable `HLIP_SECTION__KEY`, such as `HLIP_LISTENER__PORT=41
 app.add_typer(cli_model.app, name="model")
 app.add_typer(cli_search.app, name="archive")
 app.add_typer(cli_user.app, name="user")
-console = Console()
-errors = Console(stderr=True)
-
-Config = Annotated[
-    Path | None,
-    typer.Option("--config", "-c", help="Settings file (TOML). Without one, defaults.", envvar="HLIP_CONFIG"),
-]
-
-
-def _plugin_with_index(config: Path | None) -> Plugin:
-    """Raises ValueError where nothing has made the index yet."""
-    plugin = _plugin(config)
-    if not plugin.database.is_current():
-        raise ValueError(
-            f"there is no index of this version for the data folder {plugin.spool.folder}: start `hlip serve` "
-            "first, or name the settings that it runs with (--config, HLIP_...)"
-        )
-    return plugin
-
-
-def _plugin(config: Path | None) -> Plugin:
-    os.umask(0o077)  # what is written here names patients: it is for its owner only
-    plugin = Plugin(load_settings(config))
-    configure(plugin.settings.log)
-    configure_libraries(plugin.settings.log)
-    return plugin
 
 
 @app.command()
@@ -75,7 +47,7 @@ def serve(config: Config = None) -> None:
     from plugin import screens
     from plugin.roles import Supervisor
 
-    plugin = _plugin(config)
+    plugin = plugin_by(config)
     screens.print_welcome(errors, plugin)
     Supervisor(plugin, config).run()
 
@@ -86,7 +58,7 @@ def listen(config: Config = None) -> None:
     from plugin import roles
 
     roles.die_with_parent()
-    roles.listen(_plugin(config))
+    roles.listen(plugin_by(config))
 
 
 @app.command()
@@ -99,7 +71,7 @@ def web(config: Config = None) -> None:
     from plugin import roles
 
     roles.die_with_parent()
-    roles.web(_plugin(config))
+    roles.web(plugin_by(config))
 
 
 @app.command()
@@ -111,7 +83,7 @@ def schedule(config: Config = None) -> None:
     from plugin import roles
 
     roles.die_with_parent()
-    roles.schedule(_plugin(config))
+    roles.schedule(plugin_by(config))
 
 
 @app.command()
@@ -131,7 +103,7 @@ def work(
     if unknown := sorted(set(queue) - set(WORK_QUEUES)):
         raise typer.BadParameter(f"no queue {', '.join(unknown)}; there are {', '.join(WORK_QUEUES)}")
     roles.die_with_parent()
-    roles.work(_plugin(config), queue)
+    roles.work(plugin_by(config), queue)
 
 
 @app.command()
@@ -148,7 +120,7 @@ def analyze(
     from plugin import screens
     from plugin.folder import analyse_folder
 
-    plugin = _plugin(config)
+    plugin = plugin_by(config)
     out.mkdir(parents=True, exist_ok=True)
     with screens.progress(errors) as progress:
         outcomes = list(analyse_folder(plugin, paths, out, device=plugin.device, progress=progress))
@@ -173,7 +145,7 @@ def status(
 
     from plugin import screens
 
-    plugin = _plugin_with_index(config)
+    plugin = plugin_with_index(config)
 
     def read() -> dict:
         return screens.read_status(plugin, study_uids=study or (), limit=limit)
@@ -205,7 +177,7 @@ def retry(
     """
     from plugin.index import outcomes
 
-    plugin = _plugin_with_index(config)
+    plugin = plugin_with_index(config)
     taken = outcomes.retry(plugin.database, study_instance_uid=study)
     console.print(
         f"{taken.series} series, {taken.studies} studies, {taken.deliveries} deliveries, {taken.signals} signals "
@@ -246,7 +218,7 @@ def withdraw(
     """
     from plugin import withdrawal
 
-    plugin = _plugin_with_index(config)
+    plugin = plugin_with_index(config)
     if not (reissue and withdrawal.is_withdrawn(plugin, study)):
         done = withdrawal.withdraw(plugin, study, reason=reason)
         told = ", ".join(done.destinations) or "no destination, since none has received anything of it"
@@ -286,7 +258,7 @@ def clean(
     """
     from plugin import cli_clean
 
-    plugin = _plugin_with_index(config)
+    plugin = plugin_with_index(config)
     if acknowledge:
         cli_clean.acknowledge(plugin, acknowledge)
     elif find_orphans:
@@ -307,7 +279,7 @@ def show(
 
     from plugin.results import readable
 
-    paths = [Path(what)] if Path(what).is_file() else _current_reports(_plugin_with_index(config), what)
+    paths = [Path(what)] if Path(what).is_file() else _current_reports(plugin_with_index(config), what)
     for path in paths:
         try:
             page = readable.page_of(dcmread(path))

@@ -6,21 +6,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 
+from plugin.bootstrap import Plugin
+from plugin.console import Config, console, errors, plugin_with_index
+
 if TYPE_CHECKING:
-    from plugin.bootstrap import Plugin
     from plugin.index.archive import ScanView
     from plugin.sections_archive import ArchiveSettings
 
-console = Console()
-errors = Console(stderr=True)
-
-Config = Annotated[
-    Path | None,
-    typer.Option("--config", "-c", help="Settings file (TOML). Without one, defaults.", envvar="HLIP_CONFIG"),
-]
 ScanName = Annotated[str | None, typer.Argument(help="The scan's name. Without: the latest.")]
 Csv = Annotated[Path | None, typer.Option("--csv", help="Write a row for each study into this file.")]
 
@@ -41,13 +35,6 @@ class Via(StrEnum):
     DICOMWEB = "dicomweb"
     MOVE = "move"
     GET = "get"
-
-
-def plugin_with_index(config: Path | None) -> "Plugin":
-    """Raises ValueError where nothing has made the index yet."""
-    from plugin import cli
-
-    return cli._plugin_with_index(config)
 
 
 @app.command()
@@ -194,13 +181,13 @@ def report(
         console.print(reports.page(found))
 
 
-def _with(plugin: "Plugin", options: dict[str, Any]) -> "ArchiveSettings":
+def _with(plugin: Plugin, options: dict[str, Any]) -> "ArchiveSettings":
     """The settings' section [archive] with what the options say, checked like the file."""
     rules = plugin.settings.archive
     return type(rules).model_validate({**dict(rules), **options})
 
 
-def _run(plugin: "Plugin", rules: "ArchiveSettings", found: "ScanView") -> None:
+def _run(plugin: Plugin, rules: "ArchiveSettings", found: "ScanView") -> None:
     """Run a scan to its end; what is left says its last line, and the exit code 3 that it is not finished."""
     from plugin.archive import report as reports
     from plugin.archive import scan as scans

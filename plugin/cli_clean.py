@@ -4,17 +4,14 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 
 import typer
-from rich.console import Console
 from rich.filesize import decimal
 from rich.table import Table
 
 from plugin import orphans
 from plugin.bootstrap import Plugin
+from plugin.console import console, errors
 from plugin.index import retention as index
 from plugin.retention import Going, Retention
-
-console = Console()
-errors = Console(stderr=True)
 
 
 def acknowledge(plugin: Plugin, studies: Sequence[str]) -> None:

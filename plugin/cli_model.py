@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 import typer
-from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
@@ -16,6 +15,7 @@ from hlip_core.architectures import ENCODERS
 from hlip_core.errors import CheckpointMismatch, InputError
 from hlip_core.findings import DEFAULT
 from hlip_core.preprocessing import PREPROCESSINGS
+from plugin.console import console, errors
 
 if TYPE_CHECKING:
     from hlip_core.bundle import Bundle
@@ -26,7 +26,6 @@ app = typer.Typer(
 
 A bundle is a folder that holds everything that fixes what the model says, each file by its digest.""",
 )
-console = Console()
 
 BundlePath = Annotated[Path, typer.Argument(help="Folder of the bundle.", exists=True, file_okay=False)]
 Out = Annotated[Path | None, typer.Option(help="Write the changed bundle here. Without: in place of the old one.")]
@@ -207,7 +206,7 @@ def calibrate(
 
 
 def _progress(names: Sequence[str]) -> Iterator[str]:
-    yield from track(names, "studies", console=Console(stderr=True))
+    yield from track(names, "studies", console=errors)
 
 
 def _facts(bundle: "Bundle") -> dict[str, Any]:

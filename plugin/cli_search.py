@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from plugin.cli_archive import Config, app, plugin_with_index
+from plugin.cli_archive import app
+from plugin.console import Config, plugin_with_index
 
 if TYPE_CHECKING:
     from plugin.index.filters import Filters

@@ -5,23 +5,14 @@ import re
 import socket
 import sys
 from enum import StrEnum
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
-if TYPE_CHECKING:
-    from plugin.bootstrap import Plugin
+from plugin.bootstrap import Plugin
+from plugin.console import Config, console, errors, plugin_with_index
 
-console = Console()
-errors = Console(stderr=True)
-
-Config = Annotated[
-    Path | None,
-    typer.Option("--config", "-c", help="Settings file (TOML). Without one, defaults.", envvar="HLIP_CONFIG"),
-]
 Name = Annotated[str, typer.Argument(help="The name that they sign in with.")]
 
 app = typer.Typer(
@@ -47,14 +38,7 @@ class RoleName(StrEnum):
 Role = Annotated[RoleName, typer.Option(help="viewer: may look. operator: may also withdraw, re-run, retry.")]
 
 
-def _plugin(config: Path | None) -> "Plugin":
-    """Raises ValueError where nothing has made the index yet."""
-    from plugin import cli
-
-    return cli._plugin_with_index(config)
-
-
-def _tell(plugin: "Plugin", name: str, what: str) -> None:
+def _tell(plugin: Plugin, name: str, what: str) -> None:
     """The audit trail, of a change made at this machine by whoever is logged in here."""
     from plugin.audit_message import Actor
 
@@ -84,7 +68,7 @@ def add(name: Name, role: Role = RoleName.VIEWER, config: Config = None) -> None
 
     if not re.fullmatch(r"[\w.@-]{1,64}", name):
         raise ValueError("a name is up to 64 letters, digits and . @ - _")
-    plugin = _plugin(config)
+    plugin = plugin_with_index(config)
     if any(user.name == name for user in people.users(plugin.database)):
         raise ValueError(f"there is a user {name} already: see `hlip user list`")
     password_hash = hash_password(_read_password(name))
@@ -100,7 +84,7 @@ def list_users(config: Config = None) -> None:
     from plugin.web.words import clock
 
     table = Table("name", "role", "since", "signed in")
-    users = people.users(_plugin(config).database)
+    users = people.users(plugin_with_index(config).database)
     for user in users:
         table.add_row(user.name, user.role, clock(user.created_at), str(user.sessions) if user.sessions else "")
     console.print(table if users else "No users: the page answers this machine alone. Add one by `hlip user add`.")
@@ -111,7 +95,7 @@ def remove(name: Name, config: Config = None) -> None:
     """Remove a user, and sign them out everywhere at once."""
     from plugin.index import people
 
-    plugin = _plugin(config)
+    plugin = plugin_with_index(config)
     people.remove_user(plugin.database, name)
     _tell(plugin, name, "removed")
     console.print(f"{name} may sign in no more.", highlight=False)
@@ -126,7 +110,7 @@ def password(name: Name, config: Config = None) -> None:
     from plugin.index import people
     from plugin.passwords import hash_password
 
-    plugin = _plugin(config)
+    plugin = plugin_with_index(config)
     if all(user.name != name for user in people.users(plugin.database)):
         raise ValueError(f"there is no user {name}: see `hlip user list`")
     people.set_password(plugin.database, name, hash_password(_read_password(name)))
@@ -141,7 +125,7 @@ def role(
     """Change what a user may do; it counts at once, in open sessions too."""
     from plugin.index import people
 
-    plugin = _plugin(config)
+    plugin = plugin_with_index(config)
     people.set_role(plugin.database, name, role.value)
     _tell(plugin, name, f"is {role.value}")
     console.print(f"{name} is {role.value} now.", highlight=False)
