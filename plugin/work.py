@@ -80,7 +80,9 @@ def work_once(plugin: Plugin, queue: str) -> bool:
     lost = metrics.LEASES_LOST.labels(queue).inc
     is_lost = False
     with (
-        leases.kept_alive(plugin.database, claim, workers.lease_seconds, lost=lost),
+        leases.kept_alive(
+            partial(leases.renew, plugin.database, claim, workers.lease_seconds), workers.lease_seconds, lost=lost
+        ),
         metrics.STAGE_SECONDS.labels(queue).time(),
     ):
         try:

@@ -3,6 +3,7 @@
 import threading
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -76,7 +77,7 @@ def test_a_lease_is_renewed_while_the_work_goes_on(database: Database, tmp_path:
     settle(database)
     item = claim(database, "prepare", lease_seconds=0.5)
     assert item is not None
-    with leases.kept_alive(database, item, 0.5):
+    with leases.kept_alive(partial(leases.renew, database, item, 0.5), 0.5):
         time.sleep(1.0)
         assert claim(database, "prepare") is None
 

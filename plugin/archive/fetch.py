@@ -2,22 +2,21 @@
 
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import NamedTuple
 
 import structlog
 
 from hlip_core.headers import MALFORMED
-from plugin.archive.pace import Pace
+from plugin.archive.pace import Pace, wait_seconds
 from plugin.archive.selection import Selection
 from plugin.archive.source import Denied, Forbidden, FoundSeries, Gone, NotNow, Source, Stopped
 from plugin.archive.staging import Staging
 from plugin.index import archive_fetch
 from plugin.index.archive_fetch import Fetch
-from plugin.index.database import Database, IndexUnavailable
-from plugin.lifecycle import backoff_seconds
+from plugin.index.database import Database
+from plugin.index.leases import kept_alive
 from plugin.sections_archive import ArchiveSettings
 from plugin.sop_classes import ACCEPTED
 from plugin.spool import Spool
@@ -92,10 +91,11 @@ class Fetcher:
             staging = self._staging(item)
         except OSError as error:  # the disk
             log.error("no staging", study_instance_uid=item.study_instance_uid, error=type(error).__name__)
-            wait_seconds = self.rules.first_retry_seconds
-            archive_fetch.put_back(self.database, item, reason="disk", wait_seconds=wait_seconds, is_to_blame=True)
+            wait = self.rules.first_retry_seconds
+            archive_fetch.put_back(self.database, item, reason="disk", wait_seconds=wait, is_to_blame=True)
             return
-        with self._kept_alive(item):
+        seconds = self.rules.lease_seconds
+        with kept_alive(partial(archive_fetch.renew, self.database, item, seconds), seconds):
             try:
                 self._fetch_into(item, staging)
             finally:
@@ -148,13 +148,7 @@ class Fetcher:
         tries = self.excuses.count(item.study_instance_uid, self.pace.fetched)
         is_to_blame = trouble.is_to_blame or (tries.others_came and trouble.reason not in OURS)
         attempts = item.attempts + is_to_blame
-        wait = backoff_seconds(
-            max(1, attempts if is_to_blame else tries.times),
-            first=self.rules.first_retry_seconds,
-            longest=self.rules.longest_retry_seconds,
-        )
-        if trouble.wait_seconds is not None:
-            wait = max(trouble.wait_seconds, self.rules.first_retry_seconds)
+        wait = wait_seconds(trouble, attempts if is_to_blame else tries.times, self.rules)
         if not is_to_blame:
             self.pace.leave_alone(wait)
         log.warning("not fetched", study_instance_uid=item.study_instance_uid, reason=trouble.reason, attempts=attempts)
@@ -226,27 +220,6 @@ class Fetcher:
         if not trouble.reason.startswith("retrieve_"):
             return False
         return not all(map(_is_taken, self.source.instances(study_uid, series_uid).values()))
-
-    @contextmanager
-    def _kept_alive(self, item: Fetch) -> Iterator[None]:
-        """The claim is renewed while the study is fetched."""
-        done = threading.Event()
-
-        def keep() -> None:
-            while not done.wait(self.rules.lease_seconds / 3):
-                try:
-                    if not archive_fetch.renew(self.database, item, self.rules.lease_seconds):
-                        return
-                except IndexUnavailable:
-                    continue  # it may be back before the lease ends; if not, what was fetched is thrown away
-
-        thread = threading.Thread(target=keep, name=f"lease-archive-{item.id}", daemon=True)
-        thread.start()
-        try:
-            yield
-        finally:
-            done.set()
-            thread.join()
 
 
 def _is_taken(sop_class_uid: str) -> bool:

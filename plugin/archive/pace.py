@@ -5,8 +5,9 @@ import time
 from collections.abc import Sequence
 from datetime import datetime, timedelta
 
-from plugin.archive.source import Stopped
-from plugin.sections_archive import HOURS
+from plugin.archive.source import NotNow, Stopped
+from plugin.lifecycle import backoff_seconds
+from plugin.sections_archive import HOURS, ArchiveSettings
 
 WEEK = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
 
@@ -48,6 +49,13 @@ def _end_of(now: datetime, text: str) -> datetime | None:
         if day.weekday() in days and day + start <= now < day + end:
             return day + end
     return None
+
+
+def wait_seconds(trouble: NotNow, attempts: int, rules: ArchiveSettings) -> float:
+    """How long to wait before the next try: as the PACS wants it, else longer after each failure."""
+    if trouble.wait_seconds is not None:
+        return max(trouble.wait_seconds, rules.first_retry_seconds)
+    return backoff_seconds(attempts, first=rules.first_retry_seconds, longest=rules.longest_retry_seconds)
 
 
 class Pace:

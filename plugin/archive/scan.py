@@ -23,7 +23,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from plugin.archive.fetch import Fetcher
 from plugin.archive.listing import Listing
-from plugin.archive.pace import Pace
+from plugin.archive.pace import Pace, wait_seconds
 from plugin.archive.selection import Selection
 from plugin.archive.source import Answer, Denied, Gone, NotNow, Query, Source, Stopped
 from plugin.archive.staging import Staging
@@ -32,7 +32,7 @@ from plugin.index import archive as index
 from plugin.index import archive_fetch
 from plugin.index.archive import ScanView, Standing
 from plugin.index.database import Database, IndexUnavailable
-from plugin.lifecycle import FetchState, ScanState, backoff_seconds
+from plugin.lifecycle import FetchState, ScanState
 from plugin.retention import Retention
 from plugin.sections_archive import ArchiveSettings
 
@@ -119,12 +119,7 @@ class Patient:
                 self.facts[trouble.reason] += 1
                 if trouble.is_to_blame and attempt >= self._rules.max_attempts:
                     raise GaveUp(f"the PACS does not say which studies it has ({trouble.reason})") from None
-                wait = backoff_seconds(
-                    attempt, first=self._rules.first_retry_seconds, longest=self._rules.longest_retry_seconds
-                )
-                if trouble.wait_seconds is not None:
-                    wait = max(trouble.wait_seconds, self._rules.first_retry_seconds)
-                self._wait(wait)
+                self._wait(wait_seconds(trouble, attempt, self._rules))
         raise AssertionError("unreachable")
 
     def _wait(self, seconds: float) -> None:

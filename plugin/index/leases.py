@@ -223,22 +223,25 @@ def renew(database: Database, item: Claim, lease_seconds: float) -> bool:
 
 @contextmanager
 def kept_alive(
-    database: Database, item: Claim, lease_seconds: float, *, lost: Callable[[], object] = lambda: None
+    renewed: Callable[[], bool], lease_seconds: float, *, lost: Callable[[], object] = lambda: None
 ) -> Iterator[None]:
-    """Renew the lease in the background for as long as the work goes on; `lost` is called when it is ours no more."""
+    """Renew a lease in the background for as long as the work goes on; `lost` is called when it is ours no more.
+
+    `renewed` renews it, and says whether it could.
+    """
     done = threading.Event()
 
     def keep() -> None:
         while not done.wait(lease_seconds / 3):
             try:
-                if not renew(database, item, lease_seconds):
+                if not renewed():
                     if not done.is_set():  # else the work has just ended the claim itself
                         lost()
                     return
             except IndexUnavailable:
                 continue  # it may be back before the lease ends; if not, the outcome is thrown away
 
-    thread = threading.Thread(target=keep, name=f"lease-{item.queue}-{item.id}", daemon=True)
+    thread = threading.Thread(target=keep, name="lease", daemon=True)
     thread.start()
     try:
         yield
