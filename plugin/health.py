@@ -33,7 +33,6 @@ KEPT_SECONDS = 1.0
 """For so long an answer is given again: whoever asks often looks no more often."""
 HANDLER_SECONDS = 10.0
 OK = "ok"
-EMBEDDED = "embedded"
 
 
 class NotReady(Exception):
@@ -56,7 +55,7 @@ def _database(plugin: "Plugin") -> None:
 
 
 def _broker(plugin: "Plugin") -> None:
-    if plugin.settings.broker.url.get_secret_value() == EMBEDDED:
+    if plugin.settings.broker.is_embedded:
         if not os.access(plugin.spool.broker, os.W_OK):
             raise NotReady("the folder of messages cannot be written")
         return

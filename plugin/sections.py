@@ -1,6 +1,6 @@
 """The sections of the settings that concern this machine: where things lie, how work is done.
 
-What listens or connects is in `plugin.sections_network`; `plugin.settings` puts all together.
+`plugin.settings` puts all sections together.
 """
 
 from pathlib import Path
@@ -44,6 +44,11 @@ class IndexSettings(Section):
 
 class BrokerSettings(Section):
     url: SecretStr = SecretStr("embedded")
+
+    @property
+    def is_embedded(self) -> bool:
+        """Whether it is a folder, which needs no server."""
+        return self.url.get_secret_value() == "embedded"
 
 
 class SettleSettings(Section):
@@ -116,6 +121,13 @@ class WorkerSettings(Section):
     max_attempts: int = Field(3, ge=1)
     prepare_memory_gigabytes: float = Field(4.0, ge=0)
     prepare_timeout_seconds: Seconds = 300
+
+
+class SearchSettings(Section):
+    engine: Literal["embedded", "pgvector"] = "embedded"
+    exact_below: int = Field(100_000, ge=0)
+    effort: int = Field(200, ge=10, le=1000)
+    series_embeddings: bool = False
 
 
 class LogSettings(Section):

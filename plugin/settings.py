@@ -1,7 +1,8 @@
 """Every setting, as a table: TOML file, overridable one by one as ``HLIP_SECTION__KEY``.
 
 `deploy/hlip.toml` explains each in a sentence, and a test holds that file against these classes. The sections
-themselves are in `plugin.sections` (this machine) and `plugin.sections_network` (what listens or connects).
+themselves are in `plugin.sections` (this machine), `sections_network` (what listens or connects), `sections_archive`
+and `sections_signals`.
 """
 
 from pathlib import Path
@@ -16,10 +17,8 @@ from pydantic_settings import (
 )
 
 from plugin.sections import (
-    DEFAULT_FOLDER,
     DEFAULT_ROUTING,
     BrokerSettings,
-    Days,
     IndexSettings,
     LogSettings,
     ModelSettings,
@@ -27,16 +26,13 @@ from plugin.sections import (
     RetentionSettings,
     RoutingRule,
     RoutingSettings,
-    Seconds,
-    Section,
+    SearchSettings,
     SettleSettings,
     SpoolSettings,
-    TlsFiles,
     WorkerSettings,
 )
 from plugin.sections_archive import ArchiveSettings
 from plugin.sections_network import (
-    AllowedSender,
     AuditSettings,
     CommitmentSettings,
     DeliverySettings,
@@ -47,41 +43,25 @@ from plugin.sections_network import (
     WebSettings,
     is_loopback,
 )
-from plugin.sections_search import SearchSettings
 from plugin.sections_signals import MetricsSettings, SignalReceiver
 
 __all__ = [
-    "DEFAULT_FOLDER",
     "DEFAULT_ROUTING",
-    "AllowedSender",
     "ArchiveSettings",
     "AuditSettings",
-    "BrokerSettings",
     "CommitmentSettings",
-    "Days",
-    "DeliverySettings",
     "Destination",
-    "IndexSettings",
     "ListenerSettings",
     "LogSettings",
     "MetricsSettings",
-    "ModelSettings",
     "OidcSettings",
     "Requester",
     "ResultsSettings",
     "RetentionSettings",
     "RoutingRule",
-    "RoutingSettings",
-    "SearchSettings",
-    "Seconds",
-    "Section",
     "Settings",
-    "SettleSettings",
     "SignalReceiver",
-    "SpoolSettings",
-    "TlsFiles",
     "WebSettings",
-    "WorkerSettings",
     "is_loopback",
     "load_settings",
 ]

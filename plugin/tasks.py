@@ -27,7 +27,6 @@ from plugin.work import WORK, DeviceLost, work_once
 
 log = structlog.get_logger("hlip.tasks")
 
-EMBEDDED = "embedded"
 POLLING_SECONDS = 0.05
 AWAY_SECONDS = 2.0
 """Without a ring after a failed one: each may cost a connection's timeout, and the scheduler has other things to do."""
@@ -39,8 +38,8 @@ COUNT_SECONDS = 1.0
 
 def _broker(settings: Settings, folder: Path) -> dict:
     """The settings of the broker; the embedded one is a folder that needs no server."""
-    url = settings.broker.url.get_secret_value()
-    if url != EMBEDDED:
+    if not settings.broker.is_embedded:
+        url = settings.broker.url.get_secret_value()
         return {"broker_url": url, "broker_transport_options": {"max_retries": 0}}  # of a ring; workers come back
     messages = folder / "messages"
     messages.mkdir(mode=0o700, parents=True, exist_ok=True)

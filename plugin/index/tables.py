@@ -123,7 +123,7 @@ class Revision(Base):
     created_at: Mapped[float]
     current: Mapped[bool] = mapped_column(default=True)
     withdrawn: Mapped[str | None] = mapped_column(String(16))
-    """Why it was withdrawn by hand: a `plugin.results.Rejection`."""
+    """Why it was withdrawn by hand: a `plugin.lifecycle.Rejection`."""
     reissue: Mapped[bool] = mapped_column(default=False)
     """To be made again as the next revision: it is withdrawn, or nobody was told of it."""
 
