@@ -40,7 +40,7 @@ class ArchiveStudy(Leased, Base):
 
     id: Mapped[int] = mapped_column(primary_key=True)
     scan_id: Mapped[int] = mapped_column(ForeignKey("archive_scan.id"))
-    study_instance_uid: Mapped[str] = mapped_column(Uid, index=True)
+    study_instance_uid: Mapped[str] = mapped_column(Uid)
     reason: Mapped[str | None] = mapped_column(String(32))
     state: Mapped[str] = mapped_column(String(16))
     expected: Mapped[int] = mapped_column(default=0)

@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from sqlalchemy import ForeignKey, Index, LargeBinary, String, Text, UniqueConstraint
+from sqlalchemy import ForeignKey, LargeBinary, String, Text, UniqueConstraint
 from sqlalchemy.orm import Mapped, Session, mapped_column
 
 from plugin.index.tables import Base, Revision, Uid
@@ -13,10 +13,7 @@ class Embedding(Base):
     """The vector of a study, or of one of its series, as one revision's model saw it."""
 
     __tablename__ = "embedding"
-    __table_args__ = (
-        UniqueConstraint("revision_id", "series_instance_uid"),
-        Index("ix_embedding_encoder_digest", "encoder_digest", "id"),
-    )
+    __table_args__ = (UniqueConstraint("revision_id", "series_instance_uid"),)
 
     id: Mapped[int] = mapped_column(primary_key=True)
     revision_id: Mapped[int] = mapped_column(ForeignKey("revision.id"))

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
-from sqlalchemy import ColumnElement, Select, and_, case, func, select
+from sqlalchemy import ColumnElement, Select, and_, func, or_, select
 
 from plugin.index.database import Database
 from plugin.index.embeddings import Embedding
@@ -49,15 +49,11 @@ class SearchRow:
 
 
 def of_space(space: Space) -> ColumnElement[bool]:
-    """Rows without an encoder's digest are of this one when they are of this bundle.
-
-    A CASE and no OR: with an OR, SQLite looks for the digest in an index and sorts whatever it finds, each time that a
-    part of the rows is asked for by id.
-    """
+    """Rows without an encoder's digest are of this one when they are of this bundle."""
     level = Embedding.series_instance_uid == "" if space.level == "study" else Embedding.series_instance_uid != ""
-    of_bundle = Embedding.bundle_digest == space.bundle_digest
-    encoder = case((Embedding.encoder_digest == "", of_bundle), else_=Embedding.encoder_digest == space.encoder_digest)
-    return and_(level, encoder, Revision.current, Revision.withdrawn.is_(None))
+    of_bundle = and_(Embedding.encoder_digest == "", Embedding.bundle_digest == space.bundle_digest)
+    of_encoder = or_(Embedding.encoder_digest == space.encoder_digest, of_bundle)
+    return and_(level, of_encoder, Revision.current, Revision.withdrawn.is_(None))
 
 
 def _like(text: str) -> str:
