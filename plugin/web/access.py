@@ -71,7 +71,7 @@ class Access:
         self.trying = 0
         """How many sign-ins by password are being checked; changed by the event loop alone."""
         self._is_current = False
-        self._secret = secrets.token_urlsafe(32)
+        self.secret = secrets.token_urlsafe(32)
         """The session of a page that needs no sign-in, for CSRF: another site's page cannot read it."""
 
     @property
@@ -102,11 +102,6 @@ class Access:
             return True
         return people.has_users(self.plugin.database)
 
-    def csrf_token(self, request: Request) -> str:
-        """Bound to the session of the person that `viewer` has found."""
-        person: Person = request.state.person
-        return digest(f"csrf {self._secret if person.is_local else request.cookies[self.cookie]}")
-
     def _check_index(self) -> None:
         if not self._is_current:
             if not self.plugin.database.is_current():
@@ -125,8 +120,9 @@ def access(request: Request) -> Access:
 
 
 def csrf_token(request: Request) -> str:
-    """What a page of this session must show with every POST: for the meta tag, and for forms."""
-    return access(request).csrf_token(request)
+    """What a page must show with every POST, in the meta tag and in forms: of the session that `viewer` has found."""
+    found, person = access(request), request.state.person
+    return digest(f"csrf {found.secret if person.is_local else request.cookies[found.cookie]}")
 
 
 async def check_csrf(request: Request) -> None:
