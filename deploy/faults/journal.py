@@ -193,7 +193,7 @@ def _soak(soak: Row) -> list[str]:
 INTRODUCTION = """
 # Reliability
 
-Written by `make faults WRITE=1` from its own rounds; no figure here is typed by hand.
+The tables are written by `make faults WRITE=1`, from its own rounds.
 
     make faults ROUNDS=200          # goes on where it was stopped; ONLY=kill-web,pacs-down SEED=1 LONG=1 WRITE=1
 
