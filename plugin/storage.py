@@ -20,6 +20,7 @@ from plugin import elements, metrics
 from plugin.arrival import Identity, find_identity, read_elements
 from plugin.incoming import Bytes, Incoming
 from plugin.spool import Spool, UnsafeUid, new_digest
+from plugin.transit import Transit
 
 log = structlog.get_logger("hlip.listener")
 
@@ -32,7 +33,6 @@ CANNOT_UNDERSTAND = 0xC000
 _INSTANCES = {outcome: metrics.INSTANCES.labels("dimse", outcome) for outcome in ("kept", "refused")}
 _BYTES = metrics.BYTES.labels("dimse")
 
-TOUCH_SECONDS = 1.0
 AHEAD_SECONDS = 5.0
 PIECE = 250_000
 """Bytes that go to the disk at once; while it takes them, the next come from the network."""
@@ -40,7 +40,7 @@ MOST_FRAGMENTS = 4096
 
 
 class Sender:
-    """An open association's marks in the spool: what it sends, so that this is not taken for complete.
+    """An open association: what it sends, what was kept of it, and the file that its next instance goes to.
 
     Args:
         name: of the association, unique in the spool.
@@ -48,12 +48,10 @@ class Sender:
 
     def __init__(self, spool: Spool, name: str) -> None:
         self._spool = spool
-        self.name = name
-        self._series: dict[str, str] = {}
-        self._touched: dict[str, float] = {}
+        self.transit = Transit(spool, name)
         self._kept: Counter[tuple[str, str]] = Counter()
         self._ahead: tuple[Incoming, float] | None = None
-        spool.open_association(name)
+        self.transit.open()
 
     def open_ahead(self) -> None:
         """Create the next instance's file while the peer prepares to send it: it may wait for the disk's journal."""
@@ -73,17 +71,6 @@ class Sender:
             incoming.discard()
         return self._spool.begin()
 
-    def mark(self, identity: Identity) -> None:
-        study_uid, series_uid, now = identity.study_instance_uid, identity.series_instance_uid, time.monotonic()
-        if self._series.get(study_uid) != series_uid:
-            self._spool.mark_series(self.name, study_instance_uid=study_uid, series_instance_uid=series_uid)
-            self._series[study_uid] = series_uid
-        elif now - self._touched[study_uid] >= TOUCH_SECONDS:
-            self._spool.touch_study(self.name, study_instance_uid=study_uid, series_instance_uid=series_uid)
-        else:
-            return
-        self._touched[study_uid] = now
-
     def count(self, identity: Identity) -> None:
         self._kept[identity.study_instance_uid, identity.sop_class_uid] += 1
 
@@ -98,7 +85,7 @@ class Sender:
     def close(self) -> None:
         if self._ahead is not None:
             self._ahead[0].discard()
-        self._spool.close_association(self.name)
+        self.transit.close()
 
 
 def preamble(*, sop_class_uid: str, sop_instance_uid: str, transfer_syntax_uid: str) -> bytes:
@@ -230,7 +217,7 @@ class Receiving:
         if (identity.sop_class_uid, identity.sop_instance_uid) != self._requested:
             self._refuse(DOES_NOT_MATCH_SOP_CLASS, "the dataset's SOP UIDs are not the request's")
             return
-        self._sender.mark(identity)
+        self._sender.transit.note(identity)
         self._write()
         if self._status is None:
             assert self._incoming is not None

@@ -8,7 +8,6 @@ import asyncio
 import io
 import os
 import threading
-import time
 from collections import deque
 from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
@@ -26,6 +25,7 @@ from plugin.incoming import Incoming
 from plugin.part10 import Meta, read_meta
 from plugin.sop_classes import ACCEPTED
 from plugin.spool import Spool, UnsafeUid
+from plugin.transit import Transit
 from plugin.web.store_response import (
     CANNOT_UNDERSTAND,
     DOES_NOT_MATCH_SOP_CLASS,
@@ -46,8 +46,6 @@ SPILL_BYTES = 2 << 20
 
 MAX_PIECES = 256
 """More of them than this become one, since each costs memory of its own."""
-
-TOUCH_SECONDS = 1.0
 
 AT_ONCE = 4
 """Instances of one request that may be with the threads."""
@@ -234,12 +232,9 @@ class _Marks:
     """
 
     def __init__(self, spool: Spool, association: str) -> None:
-        self._spool = spool
-        self._association = association
+        self._transit = Transit(spool, association)
         self._num_parts = 0
         self._first: Identity | None = None
-        self._sending: dict[str, tuple[str, float]] = {}
-        """By study: its latest series, and when that was written down (monotonic)."""
         self._lock = threading.Lock()
 
     def another(self) -> None:
@@ -247,33 +242,20 @@ class _Marks:
         with self._lock:
             self._num_parts += 1
             if self._num_parts == 2:
-                self._spool.open_association(self._association)
+                self._transit.open()
                 if self._first is not None:
-                    self._write(self._first)
+                    self._transit.note(self._first)
 
     def mark(self, identity: Identity) -> None:
-        """Before the instance is kept: a scheduler that sees it must see that its study is still being sent."""
         with self._lock:
             if self._num_parts > 1:
-                self._write(identity)
+                self._transit.note(identity)
             else:
                 self._first = identity
 
     def close(self) -> None:
         if self._num_parts > 1:
-            self._spool.close_association(self._association)
-
-    def _write(self, identity: Identity) -> None:
-        study_uid, now = identity.study_instance_uid, time.monotonic()
-        series_uid, touched = self._sending.get(study_uid, ("", 0.0))
-        if series_uid != identity.series_instance_uid:
-            series_uid = identity.series_instance_uid
-            self._spool.mark_series(self._association, study_instance_uid=study_uid, series_instance_uid=series_uid)
-        elif now - touched >= TOUCH_SECONDS:
-            self._spool.touch_study(self._association, study_instance_uid=study_uid, series_instance_uid=series_uid)
-        else:
-            return
-        self._sending[study_uid] = series_uid, now
+            self._transit.close()
 
 
 def _identity(part: Part, meta: Meta) -> Identity:
