@@ -75,6 +75,13 @@ def test_what_was_added_or_superseded_or_withdrawn_counts_at_the_next_search(plu
     assert uid(35) not in found(Searcher(plugin), like=uid(900), limit=39)
 
 
+def test_a_description_is_found_in_any_case_in_any_language(plugin: Plugin) -> None:
+    rows = [{"study_description": text, "station_name": "Étage"} for text in ("CT SCHÄDEL", "ct schädel", "CT HEAD")]
+    add_studies(plugin, random_vectors(3), rows=rows)
+    filters = Filters.parse(description="Schädel", station="étage")
+    assert sorted(found(Searcher(plugin), "fracture", filters=filters)) == [uid(0), uid(1)]
+
+
 def test_only_vectors_of_the_encoder_in_use_are_compared(plugin: Plugin) -> None:
     vectors = random_vectors(6)
     rows = [

@@ -36,12 +36,18 @@ def _clock_postgresql(element: clock, compiler: Any, **kw: Any) -> str:
     return "extract(epoch from clock_timestamp())::double precision"
 
 
+def _lower(text: str | None) -> str | None:
+    """SQLite's own knows the letters of ASCII only, so that a search in any case would miss others."""
+    return None if text is None else str(text).lower()
+
+
 def _configure_sqlite(engine: Engine) -> None:
     """WAL and full synchronisation; writers take their turn at BEGIN, so none fails halfway."""
 
     @event.listens_for(engine, "connect")
     def _on_connect(connection: Any, record: Any) -> None:
         connection.isolation_level = None
+        connection.create_function("lower", 1, _lower, deterministic=True)
         for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", "busy_timeout=30000"):
             connection.execute(f"PRAGMA {pragma}")
 
