@@ -5,6 +5,8 @@ themselves are in `plugin.sections` (this machine), `sections_network` (what lis
 and `sections_signals`.
 """
 
+import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal
 
@@ -130,7 +132,9 @@ def load_settings(path: Path | None = None) -> Settings:
         FileNotFoundError: `path` was given and is no file.
         pydantic.ValidationError: a value or a name is wrong.
         tomllib.TOMLDecodeError: the file is not TOML.
+        ValueError: a variable names a section that there is not.
     """
+    _check_variables(os.environ)
     if path is None:
         return Settings()
     if not path.is_file():
@@ -140,3 +144,11 @@ def load_settings(path: Path | None = None) -> Settings:
         model_config = SettingsConfigDict(toml_file=path)
 
     return FromFile()
+
+
+def _check_variables(names: Iterable[str]) -> None:
+    """Raises ValueError for HLIP_SECTION__KEY of no section, which would be passed over: other keys are checked."""
+    for name in names:
+        section, separator, _ = name.upper().partition("__")
+        if separator and section.startswith("HLIP_") and section[5:].lower() not in Settings.model_fields:
+            raise ValueError(f"the variable {name} sets nothing: there is no section {section[5:].lower()}")

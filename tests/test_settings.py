@@ -47,6 +47,17 @@ def test_a_variable_wins_over_the_file(tmp_path: Path, monkeypatch: pytest.Monke
     assert (settings.listener.port, settings.listener.ae_title) == (4104, "FILE")
 
 
+def test_a_variable_of_no_section_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HLIP_LISTNER__PEERS", "[]")
+    with pytest.raises(ValueError, match="HLIP_LISTNER__PEERS sets nothing: there is no section listner"):
+        load_settings()
+    monkeypatch.delenv("HLIP_LISTNER__PEERS")
+    monkeypatch.setenv("hlip_listener__port", "4104")
+    monkeypatch.setenv("HLIP_THRESHOLDS__hydrocephalus", "0.5")
+    monkeypatch.setenv("HLIP_BIND", "for compose")
+    assert load_settings().listener.port == 4104
+
+
 @pytest.mark.parametrize(
     "text",
     [
