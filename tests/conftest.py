@@ -1,8 +1,9 @@
-"""Fixtures that several test files share: the test data folder and real peers on free ports."""
+"""Fixtures that several test files share: small models and cohorts, the test data folder, real peers on free ports."""
 
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pydicom
 import pytest
@@ -11,6 +12,11 @@ from sqlalchemy import create_engine
 from sqlalchemy.engine import make_url
 
 from peers import postgresql_server, rabbitmq_server
+
+if TYPE_CHECKING:  # nothing that brings torch along
+    from hlip_core.bundle import Bundle
+    from trainer.evaluation.evaluation import Evaluation
+    from trainer.manifest import Cohort
 
 os.environ["COLUMNS"] = "160"  # of the terminal that tables are drawn for, whatever the tests run in
 STRICTNESS = pydicom.config.settings.reading_validation_mode
@@ -34,6 +40,47 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> "Bundle":
+    """The bundle of a model that is small enough for tests."""
+    import tiny
+    from hlip_core.bundle import load_bundle
+
+    return load_bundle(tiny.write_bundle(tmp_path_factory.mktemp("bundle") / "tiny"))
+
+
+@pytest.fixture(scope="session")
+def cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a small cohort that can be learnt."""
+    import cohorts
+
+    return cohorts.write(tmp_path_factory.mktemp("cohort") / "c").folder
+
+
+@pytest.fixture(scope="session")
+def phantoms(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of eight small phantoms."""
+    import evaluations
+
+    return evaluations.write_phantoms(tmp_path_factory.mktemp("phantoms"))
+
+
+@pytest.fixture(scope="session")
+def phantom_cohort(phantoms: Path, tmp_path_factory: pytest.TempPathFactory) -> "Cohort":
+    """The eight phantoms as a cohort."""
+    import evaluations
+
+    return evaluations.write_phantom_cohort(tmp_path_factory.mktemp("cohort"), phantoms)
+
+
+@pytest.fixture(scope="session")
+def evaluation(bundle: "Bundle", phantom_cohort: "Cohort") -> "Evaluation":
+    """The bundle on all eight phantoms."""
+    import evaluations
+
+    return evaluations.run(bundle, phantom_cohort)
 
 
 @pytest.fixture(scope="session")

@@ -18,6 +18,7 @@ import requests
 import hostile
 import hostile_wire as wire
 from associations import P_DATA
+from hostile_elements import NAME
 from peers import free_port, is_open, wait_until
 from plugin.bootstrap import Plugin
 from plugin.dimse import Peer, echo
@@ -28,7 +29,7 @@ NETWORK_SECONDS, PATIENCE_SECONDS = 5, 0.5
 DEADLINE_SECONDS = NETWORK_SECONDS + 25  # with room for a busy machine
 MOST_MEMORY = 96e6
 """Bytes that a server may take at its worst beyond what it had after its first honest work."""
-LOG_OF_A_MISTAKE = ("Traceback", "Exception in thread", "request failed", "Exception ignored", hostile.NAME, "Canary")
+LOG_OF_A_MISTAKE = ("Traceback", "Exception in thread", "request failed", "Exception ignored", NAME, "Canary")
 
 
 def peak_bytes(pid: int) -> int:

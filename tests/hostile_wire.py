@@ -10,11 +10,7 @@ from pynetdicom.sop_class import StorageCommitmentPushModel, Verification  # typ
 
 from associations import ABORT, P_DATA, RELEASE_RQ, associate_rq, command, pdu, pdv, store_rq
 from hostile import (
-    EVIL_UIDS,
-    MAGIC,
     SYNTAXES,
-    TEXTS,
-    Draw,
     draw_for,
     flipped,
     honest,
@@ -23,6 +19,7 @@ from hostile import (
     sample,
     spliced,
 )
+from hostile_elements import EVIL_UIDS, MAGIC, TEXTS, Draw
 from web import BOUNDARY, TYPE
 
 CONTEXTS = [(CTImageStorage, syntax) for syntax in SYNTAXES]

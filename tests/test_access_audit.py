@@ -7,8 +7,8 @@ from xml.etree import ElementTree as ET
 
 import pytest
 
+from audit_messages import check, event, parsed
 from plugin.index import people
-from test_audit import check, event, parsed
 from visitors import RETRY, STUDY, Page, add_user, forget_guesses, peopled, showing
 
 

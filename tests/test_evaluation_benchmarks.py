@@ -1,37 +1,31 @@
-"""Readers of public sets, on tiny copies of their layouts."""
+"""Readers of public sets, on tiny copies of their layouts, and a bundle on what they read."""
 
 from __future__ import annotations
 
-import csv
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 from pydicom import dcmread
-from pydicom.dataset import Dataset
+from typer.testing import CliRunner
 
 import tiny
 from hlip_core.errors import InputError, Refused
 from hlip_core.findings import FindingsTable
 from hlip_core.headers import lenient
 from hlip_core.volume import open_series, prepare
+from public_sets import copy_series, images, rsna_image, write_reads, write_rsna
+from trainer.cli import app
 from trainer.evaluation.benchmarks import TABLE, Benchmark
 from trainer.evaluation.cq500 import read_cq500_cases
+from trainer.evaluation.evaluation import Options, evaluate
 from trainer.evaluation.rsna import mend, read_labels, read_rsna_cases
-from trainer.phantom import PhantomStudy, write_study
+from trainer.phantom import PhantomStudy, read_study, write_study
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 CQ500, RSNA = Benchmark.named("cq500"), Benchmark.named("rsna")
-MARKS = (
-    "ICH", "IPH", "IVH", "SDH", "EDH", "SAH", "BleedLocation-Left", "BleedLocation-Right", "ChronicBleed",
-    "Fracture", "CalvarialFracture", "OtherFracture", "MassEffect", "MidlineShift",
-)  # fmt: skip
-SUBTYPES = ("epidural", "intraparenchymal", "intraventricular", "subarachnoid", "subdural", "any")
-RSNA_KEEPS = (
-    "SOPInstanceUID", "Modality", "PatientID", "StudyInstanceUID", "SeriesInstanceUID", "StudyID",
-    "ImagePositionPatient", "ImageOrientationPatient", "SamplesPerPixel", "PhotometricInterpretation", "Rows",
-    "Columns", "PixelSpacing", "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation", "WindowCenter",
-    "WindowWidth", "RescaleIntercept", "RescaleSlope", "PixelData",
-)  # fmt: skip
 
 
 def track(things, what):
@@ -44,28 +38,6 @@ def phantom(tmp_path_factory) -> PhantomStudy:
     return write_study(
         tmp_path_factory.mktemp("phantom") / "p", seed=1, preset="tiny", lesions=[], series=["thick", "bone"]
     )
-
-
-def images(phantom: PhantomStudy, kind: str = "thick") -> list[Path]:
-    folder = next(record.folder for record in phantom.series if record.kind == kind)
-    return sorted((phantom.folder / folder).iterdir())
-
-
-def write_reads(path: Path, votes: dict[str, dict[str, str]]) -> None:
-    """`votes`: of the three readers ("110") by mark and study, 000 where nothing is said."""
-    columns = [f"{reader}:{mark}" for reader in ("R1", "R2", "R3") for mark in MARKS]
-    with path.open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["name", "Category", *columns])
-        for name, marks in votes.items():
-            row = [marks.get(mark, "000")[reader] for reader in range(3) for mark in MARKS]
-            writer.writerow([name, "B1", *row])
-
-
-def copy_series(phantom: PhantomStudy, kind: str, folder: Path) -> None:
-    folder.mkdir(parents=True)
-    for place, path in enumerate(images(phantom, kind)):
-        (folder / f"CT{place:06}.dcm").write_bytes(path.read_bytes())
 
 
 @pytest.fixture
@@ -123,39 +95,6 @@ def test_cq500_says_what_is_missing(tmp_path):
 
 
 # ---- RSNA --------------------------------------------------------------------------------------------------------
-
-
-def rsna_image(path: Path, image: str, study: str) -> Dataset:
-    """A phantom's slice with the header that the set leaves."""
-    original = dcmread(path)
-    stripped = Dataset()
-    original.StudyID = ""
-    for keyword in RSNA_KEEPS:
-        stripped[keyword] = original[keyword]
-    stripped.file_meta = original.file_meta
-    with lenient():
-        for keyword, value in (("SOPInstanceUID", image), ("StudyInstanceUID", study), ("SeriesInstanceUID", study)):
-            del stripped[keyword]
-            setattr(stripped, keyword, value)
-    stripped.PatientID = "ID_0002cd41"
-    return stripped
-
-
-def write_rsna(folder: Path, phantom: PhantomStudy, positives: dict[str, dict[int, str]]) -> list[str]:
-    """Studies of all slices; `positives` names the subtype of slices that are positive, by study."""
-    (folder / "stage_2_train").mkdir(parents=True)
-    lines, names = ["ID,Label"], []
-    for place, (study, slices) in enumerate(positives.items()):
-        for index, path in enumerate(images(phantom)):
-            names.append(image := f"ID_{place:04x}{index:05x}")
-            with lenient():
-                written = folder / "stage_2_train" / f"{image}.dcm"
-                rsna_image(path, image, study).save_as(written, enforce_file_format=True)
-            found = {slices[index], "any"} if index in slices else set()
-            lines += [f"{image}_{subtype},{int(subtype in found)}" for subtype in SUBTYPES]
-    lines += lines[1:7]  # the set holds some images twice
-    (folder / "stage_2_train.csv").write_text("\n".join(lines) + "\n")
-    return names
 
 
 @pytest.fixture(scope="module")
@@ -241,3 +180,26 @@ def test_classes_of_the_table_are_answered_by_findings_or_prompts(name):
     assert all(row.label in labels if row.label else row.prompts for row in benchmark.classes)
     assert all(set(of_macro) <= set(names) for of_macro in benchmark.macros.values())
     assert all(set(row) == {"model", "protocol", "auc", "classes"} for row in benchmark.published)
+
+
+# ---- a bundle on them --------------------------------------------------------------------------------------------
+
+
+def test_the_public_sets_are_printed_beside_what_others_published(bundle, phantoms, tmp_path):
+    write_reads(tmp_path / "reads.csv", {"CQ500-CT-0": {"SDH": "111", "ICH": "111"}, "CQ500-CT-4": {}})
+    for number, phantom in ((0, 1), (4, 4)):
+        folder = tmp_path / f"CQ500CT{number} CQ500CT{number}" / "Unknown Study" / "CT Plain"
+        shutil.copytree(phantoms / f"phantom-{phantom}" / "2-thick", folder)
+    arguments = ["evaluate", str(bundle.path), "--benchmark", "cq500", "--data", str(tmp_path)]
+    result = CliRunner().invoke(app, arguments, env={"COLUMNS": "200"})
+    assert result.exit_code == 0, result.output
+    assert "83.1" in result.output and "they are no ranking" in result.output
+    assert "nine, with calvarial fracture (2, 7 missing)" in result.output
+
+
+def test_rsna_goes_the_same_way(bundle, phantoms, tmp_path):
+    write_rsna(tmp_path, read_study(phantoms / "phantom-1"), {"ID_aaaa": {5: "subdural"}, "ID_bbbb": {}})
+    document = evaluate(bundle, "rsna", tmp_path, Options()).document
+    assert document["studies"] == 2
+    assert document["classes"]["any"]["auc"][0] == 0.5  # two copies of one study
+    assert document["published"][0]["auc"] == "85.7"

@@ -27,6 +27,7 @@ from associations import P_DATA
 from hlip_core.errors import Refused
 from hlip_core.preprocessing import BRAIN_MRI, HEAD_CT
 from hlip_core.reasons import Reason
+from hostile_elements import Element, good, replaced, written
 from hostile_site import DEADLINE_SECONDS, NETWORK_SECONDS, Site
 from plugin.arrival import MOST_READS, find_identity, read_arrival, read_elements
 from plugin.elements import WINDOW
@@ -137,18 +138,18 @@ def test_a_giant_pdu_is_not_waited_for_where_another_service_was_agreed(site: Si
 
 @pytest.mark.parametrize("charset", [b"ISO\0IR 100", b"\xff\xfe", b"rot13", b"\\" * 9, b"zlib"])
 def test_no_character_set_stops_the_index(tmp_path: Path, charset: bytes) -> None:
-    elements = hostile.replaced(hostile.good("CT")[0][0], {0x00080005: charset})
-    path = kept(tmp_path, hostile.written(elements), ExplicitVRLittleEndian)
+    elements = replaced(good("CT")[0][0], {0x00080005: charset})
+    path = kept(tmp_path, written(elements), ExplicitVRLittleEndian)
     assert read_arrival(path).text("Modality") == "CT"
 
 
-STRANGE = hostile.Element(0x00200011, b"XX", b"2 ")
+STRANGE = Element(0x00200011, b"XX", b"2 ")
 
 
-def header(*more: hostile.Element) -> bytes:
+def header(*more: Element) -> bytes:
     """Up to the identifying attributes, and a series number that only the full parser reads."""
-    elements = [each for each in hostile.good("CT")[0][0] if each.tag < 0x00200011]
-    return hostile.written([*elements, hostile.Element(0x00200010, b"SH", b"1 "), STRANGE, *more])
+    elements = [each for each in good("CT")[0][0] if each.tag < 0x00200011]
+    return written([*elements, Element(0x00200010, b"SH", b"1 "), STRANGE, *more])
 
 
 def kept(folder: Path, content: bytes, syntax: str) -> Path:
@@ -169,18 +170,18 @@ def test_nobody_inflates_a_bomb_to_read_its_header(tmp_path: Path) -> None:
 
 
 def test_a_header_without_end_is_given_up(tmp_path: Path) -> None:
-    many = [hostile.Element(0x00210000 + n % 0xFFFF, b"LO", b"") for n in range(MOST_READS + 10)]
-    content = hostile.written([STRANGE, *many])
+    many = [Element(0x00210000 + n % 0xFFFF, b"LO", b"") for n in range(MOST_READS + 10)]
+    content = written([STRANGE, *many])
     with pytest.raises(ValueError, match="does not end"):
         read_elements(io.BytesIO(kept(tmp_path, content, ExplicitVRLittleEndian).read_bytes()))
 
 
 @pytest.mark.parametrize("value", [b"x", b"\\"])
 def test_a_giant_name_is_not_read(tmp_path: Path, value: bytes) -> None:
-    giant = [each for each in hostile.good("CT")[0][0] if each.tag < 0x00100020]
-    giant += [hostile.Element(0x00100020, b"UT", value * (8 << 20))]
-    giant += [each for each in hostile.good("CT")[0][0] if 0x00100020 < each.tag < 0x00201000]
-    path = kept(tmp_path, hostile.written(giant), ExplicitVRLittleEndian)
+    giant = [each for each in good("CT")[0][0] if each.tag < 0x00100020]
+    giant += [Element(0x00100020, b"UT", value * (8 << 20))]
+    giant += [each for each in good("CT")[0][0] if 0x00100020 < each.tag < 0x00201000]
+    path = kept(tmp_path, written(giant), ExplicitVRLittleEndian)
     tracemalloc.start()
     with pytest.raises(ValueError, match="does not end"):
         read_arrival(path)
@@ -191,12 +192,12 @@ def test_a_giant_name_is_not_read(tmp_path: Path, value: bytes) -> None:
 @pytest.mark.parametrize("left", [-20, 0, 1, 150, 300, 400])
 def test_listener_and_index_look_at_the_same_part_of_it(tmp_path: Path, left: int) -> None:
     """The identifying attributes end so many bytes before the window does; others follow that a full parser takes."""
-    usual = [each for each in hostile.good("CT")[0][0] if each.tag <= 0x0020000E]
-    others = [hostile.Element(0x00080018, b"UI", b"9.9.9\0"), hostile.Element(0x0020000D, b"UI", b"6.6.6\0")]
-    last = hostile.Element(0x00200010, b"SH", b"1 ")
-    length = WINDOW - left - len(hostile.written([*usual, last])) - 12
-    filler = hostile.Element(0x00191001, b"UT", b" " * length)
-    content = hostile.written([*usual[:-2], filler, *usual[-2:], last, *others])
+    usual = [each for each in good("CT")[0][0] if each.tag <= 0x0020000E]
+    others = [Element(0x00080018, b"UI", b"9.9.9\0"), Element(0x0020000D, b"UI", b"6.6.6\0")]
+    last = Element(0x00200010, b"SH", b"1 ")
+    length = WINDOW - left - len(written([*usual, last])) - 12
+    filler = Element(0x00191001, b"UT", b" " * length)
+    content = written([*usual[:-2], filler, *usual[-2:], last, *others])
     identity = find_identity(content[:WINDOW], ExplicitVRLittleEndian, whole=False)
     assert (identity is None) == (left < 0)
     if identity is not None:
@@ -206,7 +207,7 @@ def test_listener_and_index_look_at_the_same_part_of_it(tmp_path: Path, left: in
 
 
 def test_an_instance_stays_what_it_was_acknowledged_as(tmp_path: Path) -> None:
-    content = header(hostile.Element(0x0020000D, b"UI", b"../../escaped"), hostile.Element(0x00180001, b"SQ", b"", 9))
+    content = header(Element(0x0020000D, b"UI", b"../../escaped"), Element(0x00180001, b"SQ", b"", 9))
     identity = find_identity(content, ExplicitVRLittleEndian, whole=True)
     arrival = read_arrival(kept(tmp_path, content, ExplicitVRLittleEndian))
     assert identity is not None and arrival.study_instance_uid == identity.study_instance_uid == "1.2.1"
@@ -341,17 +342,17 @@ def test_whatever_a_series_holds_the_next_one_is_prepared(tmp_path: Path, count:
         return 0
 
     _, slowest = each(count, play)
-    good = [tmp_path / f"{k}.dcm" for k in range(6)]
-    images, syntax = hostile.good("CT")
-    for path, elements in zip(good, images, strict=True):
-        path.write_bytes(hostile.Sample(hostile.written(elements), syntax, b"1.2", b"1.2").part10)
-    assert prepared(good) == "prepared"
+    files = [tmp_path / f"{k}.dcm" for k in range(6)]
+    images, syntax = good("CT")
+    for path, elements in zip(files, images, strict=True):
+        path.write_bytes(hostile.Sample(written(elements), syntax, b"1.2", b"1.2").part10)
+    assert prepared(files) == "prepared"
     sandbox.close()
     assert {path.name for path in tmp_path.iterdir()} <= {
         "in",
         "scan.b2nd",
         "header.dcm",
-        *(path.name for path in good),
+        *(path.name for path in files),
     }
     report("series in the sandbox", count, slowest, fates=dict(fates))
     assert Reason.CRASHED not in fates

@@ -7,8 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-import cohorts
-from test_pretraining import ENCODER, config, losses, write_toml
+from small_runs import ENCODER, config, losses, write_toml
 from trainer.contrast import Contrast
 from trainer.dataset import Studies, label_names, stated
 from trainer.recipe import Run, pretrain
@@ -18,11 +17,6 @@ from trainer.world import World
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 STAGE = {"epochs": 2, "lr": 2e-3, "scans_per_study": 2}
-
-
-@pytest.fixture(scope="module")
-def cohort(tmp_path_factory):
-    return cohorts.write(tmp_path_factory.mktemp("cohort") / "c").folder
 
 
 def names(*sentences: str) -> set[str]:

@@ -1,4 +1,4 @@
-"""A dual tower that is small enough for tests, its tokenizer, and scans for it."""
+"""A dual tower that is small enough for tests, its tokenizer, its bundle, and scans for it."""
 
 import dataclasses
 from pathlib import Path
@@ -8,9 +8,11 @@ import torch
 
 import parity
 from hlip_core.architectures import EncoderConfig
+from hlip_core.bundle import Bundle
+from hlip_core.calibration import Calibration
 from hlip_core.findings import DEFAULT, FindingsTable
 from hlip_core.geometry import Axis
-from hlip_core.making import Description, bundle_model
+from hlip_core.making import Description, bundle_model, replace_calibrations
 from hlip_core.model import Hlip, HlipConfig, TextConfig
 from hlip_core.prepared import PreparedScan, SourceMap
 from hlip_core.preprocessing import PREPROCESSINGS
@@ -39,6 +41,7 @@ CONFIG = HlipConfig(encoder=ENCODER, text=TextConfig(bert=BERT, context_length=4
 JOINT = dataclasses.replace(
     CONFIG, encoder=dataclasses.replace(ENCODER, max_num_scans=1, num_registers=1, pool="cls_mean")
 )
+LABEL = "midline_shift"
 
 
 def write_tokenizer(folder: Path) -> Path:
@@ -70,6 +73,18 @@ def write_bundle(folder: Path, **changes) -> Path:
     )
     hlip = model(tokenizer=tokenizer)
     return bundle_model(hlip, folder, description, findings=DEFAULT.read_bytes(), tokenizer=tokenizer)
+
+
+def calibrated(bundle: Bundle, out: Path, **changes) -> Bundle:
+    """A copy of a bundle in which one finding is calibrated."""
+    row = {
+        "method": "platt",
+        "scores": (10.0,),
+        "probabilities": (0.5,),
+        "class_digest": bundle.embeddings.digest(LABEL),
+        "threshold": 0.01,
+    }
+    return replace_calibrations(bundle, {LABEL: Calibration(**row | changes)}, out, diagrams={LABEL: b"png"})
 
 
 def scan(series_number: int = 1, *, seed: int = 0) -> PreparedScan:
