@@ -4,6 +4,7 @@ import csv
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from safetensors import safe_open
@@ -18,28 +19,53 @@ from plugin.folder import read_folder
 
 __all__ = ["read_truth", "study_vectors"]
 
+TRUTHS = {"0": False, "0.0": False, "False": False, "1": True, "1.0": True, "True": True, "": None}
+
 
 def read_truth(path: Path) -> Truth:
     """A CSV with a column `study` and one of 0, 1 or nothing a finding, or JSON lines with `folder` and `labels`.
 
-    Raises InputError for a file that is neither.
+    Raises InputError for a file that is neither, or in which a study stands twice.
     """
-    with path.open(newline="", encoding="utf-8") as file:
-        if path.suffix in (".jsonl", ".json"):
-            rows = [json.loads(line) for line in file if line.strip()]
-            return {row["folder"]: {label: bool(value) for label, value in row["labels"].items()} for row in rows}
+    truth: dict[str, dict[str, bool]] = {}
+    rows = _json_rows if path.suffix in (".jsonl", ".json") else _csv_rows
+    try:
+        for study, labels in rows(path):
+            if study in truth:
+                raise InputError(f"{path.name}: study {study} stands there twice")
+            truth[study] = dict(_values(labels))
+    except (UnicodeDecodeError, csv.Error, json.JSONDecodeError, RecursionError) as error:
+        raise InputError(f"{path.name} is no CSV or JSON lines file in UTF-8") from error
+    return truth
+
+
+def _csv_rows(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    with path.open(newline="", encoding="utf-8-sig") as file:
         table = csv.DictReader(file)
         if "study" not in (table.fieldnames or ()):
             raise InputError(f"{path.name} needs a column `study`")
-        return {row.pop("study"): dict(_values(row)) for row in table}
+        for row in table:
+            yield row.pop("study"), row
 
 
-def _values(row: Mapping[str, str]) -> Iterator[tuple[str, bool]]:
-    for label, value in row.items():
-        if value not in ("0", "1", ""):
-            raise InputError(f"column {label}: 0, 1 or nothing, not {value!r}")
-        if value:
-            yield label, value == "1"
+def _json_rows(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    with path.open(encoding="utf-8-sig") as file:
+        for number, line in enumerate(file, 1):
+            if not line.strip():
+                continue
+            match json.loads(line):
+                case {"folder": str(study), "labels": dict(labels)}:
+                    yield study, labels
+                case _:
+                    raise InputError(f"{path.name}, line {number}: an object with `folder` and `labels` is needed")
+
+
+def _values(labels: Mapping[str, Any]) -> Iterator[tuple[str, bool]]:
+    for label, value in labels.items():
+        if str(value) not in TRUTHS:
+            raise InputError(f"{label}: 0, 1 or nothing, not {value!r}")
+        if (is_present := TRUTHS[str(value)]) is not None:
+            yield label, is_present
 
 
 def study_vectors(

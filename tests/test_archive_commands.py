@@ -21,6 +21,7 @@ from plugin.bootstrap import Plugin
 from plugin.cli_search import app
 from plugin.index.tables import Series, Study
 from plugin.search import SearchError
+from plugin.search.agreement import read_reports
 from plugin.search.scoring import Scoring
 from searches import add_studies, archive, random_vectors, tiny, uid
 
@@ -217,13 +218,20 @@ def test_a_finding_without_threshold_has_an_auc_and_no_table(local: Plugin, tmp_
     assert (row["absent"], row["auc"]) == (0, None)
 
 
+def test_an_empty_column_hides_none_that_means_the_same(tmp_path: Path) -> None:
+    columns = ("StudyInstanceUID", "Study", "report", "text")
+    path = reports(tmp_path, [dict(zip(columns, (uid(1), "", "", "No fracture."), strict=True))], columns)
+    assert read_reports(path).of(uid(1), "") == "No fracture."
+
+
 def test_a_number_of_several_reports_links_nothing_and_a_useless_file_is_refused(local: Plugin, tmp_path: Path) -> None:
     add_studies(local, random_vectors(2), rows=[{"accession_number": "A0"}, {"accession_number": "A1"}])
     rows = [{"accession": number, "findings": "No fracture."} for number in ("A0", "A0", "A1")]
     said = json.loads(hlip_archive("compare", reports(tmp_path, rows, ("accession", "findings")), "--json").stdout)
     assert (said["linked"], said["ambiguous"]) == (1, 1)
-    (tmp_path / "no.csv").write_text("a,b\n1,2\n")
-    hlip_archive("compare", tmp_path / "no.csv", fails=InputError)
+    for name, useless in {"no.csv": "a,b\n1,2\n", "deep.jsonl": "[" * 100_000}.items():
+        (tmp_path / name).write_text(useless)
+        hlip_archive("compare", tmp_path / name, fails=InputError)
     hlip_archive("compare", reports(tmp_path, rows[:2], ("accession", "findings")), fails=InputError)
 
 

@@ -201,14 +201,20 @@ def test_studies_can_be_dicom(shared, folder, tmp_path):
 
 
 def test_truth_comes_from_a_table_or_from_a_manifest(tmp_path):
-    (tmp_path / "t.csv").write_text("study,a,b\none,1,\ntwo,0,1\n")
+    (tmp_path / "t.csv").write_text("study,a,b\none,1,\ntwo,0.0,1.0\n", encoding="utf-8-sig")
     assert read_truth(tmp_path / "t.csv") == {"one": {"a": True}, "two": {"a": False, "b": True}}
     (tmp_path / "t.jsonl").write_text('{"folder": "one", "labels": {"a": 1, "b": false}}\n')
     assert read_truth(tmp_path / "t.jsonl") == {"one": {"a": True, "b": False}}
 
 
-@pytest.mark.parametrize("text", ["name,a\none,1\n", "study,a\none,yes\n", ""])
-def test_truth_that_cannot_be_meant_is_an_error(tmp_path, text):
-    (tmp_path / "t.csv").write_text(text)
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [("t.csv", "name,a\none,1\n"), ("t.csv", "study,a\none,yes\n"), ("t.csv", ""),
+     ("t.csv", "study,a\none,1\none,0\n"), ("t.csv", "study,a\none\n"),
+     ("t.jsonl", '{"folder": "one"}'), ("t.jsonl", '["one"]'), ("t.jsonl", "study,a"),
+     ("t.jsonl", '{"folder": "one", "labels": {"a": "perhaps"}}'), ("t.jsonl", "[" * 100_000)],
+)  # fmt: skip
+def test_truth_that_cannot_be_meant_is_an_error(tmp_path, name, text):
+    (tmp_path / name).write_text(text)
     with pytest.raises(InputError):
-        read_truth(tmp_path / "t.csv")
+        read_truth(tmp_path / name)

@@ -119,12 +119,12 @@ def read_reports(path: Path) -> Reports:
     reports = Reports()
     try:
         for row in _rows(path):
-            named = {_kind(key): str(value or "").strip() for key, value in row.items() if key and _kind(key)}
-            text = "\n\n".join(named[kind] for kind in ("text", "findings", "impression") if named.get(kind))
-            study, accession = named.get("study", ""), named.get("accession", "")
+            named = _by_kind(row)
+            text = "\n\n".join(filter(None, (named[kind] for kind in ("text", "findings", "impression"))))
+            study, accession = named["study"], named["accession"]
             if text and (study or accession):
                 reports.add(study, accession, text)
-    except (UnicodeDecodeError, csv.Error, json.JSONDecodeError, AttributeError) as error:
+    except (UnicodeDecodeError, csv.Error, json.JSONDecodeError, RecursionError, AttributeError) as error:
         raise InputError(f"{path.name} is no CSV, TSV or JSON lines file in UTF-8") from error
     if not reports.count:
         raise InputError(
@@ -143,9 +143,14 @@ def _rows(path: Path) -> Iterator[Mapping[str, Any]]:
         yield from csv.DictReader(file, delimiter="\t" if path.suffix == ".tsv" else ",")
 
 
-def _kind(column: str) -> str:
-    plain = column.replace("_", "").replace(" ", "").casefold()
-    return next((kind for kind, names in COLUMNS.items() if plain in names), "")
+def _by_kind(row: Mapping[str, Any]) -> dict[str, str]:
+    """Of several columns of one kind, the first in the order of COLUMNS that holds anything."""
+    cells = {
+        column.replace("_", "").replace(" ", "").casefold(): str(value or "").strip()
+        for column, value in row.items()
+        if column
+    }
+    return {kind: next(filter(None, map(cells.get, names)), "") for kind, names in COLUMNS.items()}
 
 
 @dataclass(frozen=True)
