@@ -14,7 +14,20 @@ from pydicom import Dataset
 from urllib3.exceptions import ReadTimeoutError
 
 from hlip_core.headers import MALFORMED, text
-from plugin.archive.source import Answer, Denied, Forbidden, FoundSeries, Gone, NotNow, Query, Sink, series_of, study_of
+from plugin.archive.source import (
+    SERIES_FIELDS,
+    STUDY_FIELDS,
+    Answer,
+    Denied,
+    Forbidden,
+    FoundSeries,
+    Gone,
+    NotNow,
+    Query,
+    Sink,
+    series_of,
+    study_of,
+)
 from plugin.delivery import session
 from plugin.sections_archive import LONGEST_RETRY_AFTER_SECONDS, ArchiveSettings
 from plugin.web.multipart import Headers, MultipartError, MultipartReader, check_boundary, media_type
@@ -22,8 +35,6 @@ from plugin.web.multipart import Headers, MultipartError, MultipartReader, check
 PIECE = 1 << 18
 SLOWEST_BYTES_PER_SECOND = 1024
 ACCEPT = 'multipart/related; type="application/dicom"; transfer-syntax=*'
-STUDY_FIELDS = ("StudyDate", "StudyDescription", "PatientID", "ModalitiesInStudy", "NumberOfStudyRelatedInstances")
-SERIES_FIELDS = ("Modality", "BodyPartExamined", "SeriesDescription", "StationName", "NumberOfSeriesRelatedInstances")
 LARGE = 10
 """So many pages at once are asked for only where there is no other way: some PACS refuse such a limit."""
 BUSY = frozenset({429, 503})
@@ -110,11 +121,9 @@ class Dicomweb:
     # ---- QIDO-RS ---------------------------------------------------------------------------------------
 
     def studies(self, query: Query, *, limit: int, offset: int) -> Answer:
-        filters = {"StudyDate": query.dates, "ModalitiesInStudy": query.modality, "PatientID": query.patient_id}
-        given = {keyword: value for keyword, value in filters.items() if value}
         with _judged():
             found = self._client.search_for_studies(
-                limit=limit, offset=offset, fields=list(STUDY_FIELDS), search_filters=given
+                limit=limit, offset=offset, fields=list(STUDY_FIELDS), search_filters=query.matched
             )
         rows = [row for row in map(study_of, _datasets(found)) if row is not None]
         return Answer(rows, len(found), malformed=len(found) - len(rows))

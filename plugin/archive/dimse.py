@@ -37,6 +37,8 @@ from pynetdicom.sop_class import (  # type: ignore[attr-defined]
 from hlip_core.headers import MALFORMED, text
 from plugin import tls
 from plugin.archive.source import (
+    SERIES_FIELDS,
+    STUDY_FIELDS,
     Answer,
     Denied,
     FoundSeries,
@@ -70,15 +72,6 @@ PLAIN = (ExplicitVRLittleEndian, ImplicitVRLittleEndian, DeflatedExplicitVRLittl
 COMPRESSED = (
     JPEGLosslessSV1, JPEGLossless, JPEGLSLossless, JPEGLSNearLossless, JPEG2000Lossless, JPEG2000, RLELossless,
     JPEGBaseline8Bit, JPEGExtended12Bit,
-)  # fmt: skip
-
-STUDY_KEYS = (
-    "StudyInstanceUID", "StudyDate", "StudyDescription", "PatientID", "ModalitiesInStudy",
-    "NumberOfStudyRelatedInstances",
-)  # fmt: skip
-SERIES_KEYS = (
-    "SeriesInstanceUID", "Modality", "BodyPartExamined", "SeriesDescription", "StationName",
-    "NumberOfSeriesRelatedInstances",
 )  # fmt: skip
 
 
@@ -201,15 +194,16 @@ class Dimse:
 
     def studies(self, query: Query, *, limit: int, offset: int) -> Answer:
         """All matches: DIMSE knows neither limit nor offset. Raises NotNow where a single day gets nothing at all."""
-        given = {"StudyDate": query.dates, "ModalitiesInStudy": query.modality, "PatientID": query.patient_id}
-        matches, cut = self._find(identifier("STUDY", STUDY_KEYS, **{k: v for k, v in given.items() if v}))
+        matches, cut = self._find(identifier("STUDY", ("StudyInstanceUID", *STUDY_FIELDS), **query.matched))
         if cut and not matches and query.first_date and query.first_date == query.last_date:
             raise NotNow("find_cut")
         rows = [row for row in map(study_of, matches) if row is not None]
         return Answer(rows, len(matches), malformed=len(matches) - len(rows), cut=cut)
 
     def series(self, study_uid: str) -> list[FoundSeries]:
-        matches = self._find_all(identifier("SERIES", SERIES_KEYS, StudyInstanceUID=study_uid))
+        matches = self._find_all(
+            identifier("SERIES", ("SeriesInstanceUID", *SERIES_FIELDS), StudyInstanceUID=study_uid)
+        )
         rows = {row.series_instance_uid: row for row in map(series_of, matches) if row is not None}
         if not rows:
             raise Gone

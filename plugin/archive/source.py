@@ -9,6 +9,10 @@ from pydicom import Dataset
 from hlip_core.headers import integer, text, words
 from plugin.spool import UnsafeUid, check_uid
 
+STUDY_FIELDS = ("StudyDate", "StudyDescription", "PatientID", "ModalitiesInStudy", "NumberOfStudyRelatedInstances")
+SERIES_FIELDS = ("Modality", "BodyPartExamined", "SeriesDescription", "StationName", "NumberOfSeriesRelatedInstances")
+"""What is asked for of each, besides its UID."""
+
 
 class Denied(Exception):
     """The PACS does not let us in: a person has to mend that, and nothing more is asked."""
@@ -57,6 +61,12 @@ class Query:
         if self.first_date and self.first_date == self.last_date:
             return self.first_date
         return f"{self.first_date}-{self.last_date}".strip() if self.first_date or self.last_date else ""
+
+    @property
+    def matched(self) -> dict[str, str]:
+        """The attributes that are matched, by their keyword."""
+        given = {"StudyDate": self.dates, "ModalitiesInStudy": self.modality, "PatientID": self.patient_id}
+        return {keyword: value for keyword, value in given.items() if value}
 
 
 @dataclass(frozen=True, kw_only=True)
