@@ -17,7 +17,7 @@ __all__ = ["app"]
 Since = Annotated[str, typer.Option("--from", help="Of this StudyDate and later, 2026-01-31.")]
 Until = Annotated[str, typer.Option("--to", help="Of this StudyDate and earlier.")]
 Modality = Annotated[str, typer.Option(help="Only of this modality, such as CT.")]
-Age = Annotated[str, typer.Option(help="infant, child, adolescent, adult or senior; or years, such as 60-80.")]
+Age = Annotated[str, typer.Option(help="infant, child, adolescent, adult or senior; or years: 60-80, both included.")]
 Station = Annotated[str, typer.Option(help="Only where the StationName holds this.")]
 Description = Annotated[str, typer.Option(help="Only where the StudyDescription holds this.")]
 AsJson = Annotated[bool, typer.Option("--json", help="As JSON, for programs.")]
@@ -60,7 +60,10 @@ def search(
     ] = False,
     out: Annotated[Path | None, typer.Option(help="Also write them: .csv, .json or .parquet.", dir_okay=False)] = None,
     pictures: Annotated[
-        Path | None, typer.Option(help="A contact sheet (PNG): slices of each study still kept here.", dir_okay=False)
+        Path | None,
+        typer.Option(
+            help="A contact sheet (PNG) of the first 60: slices of each study still kept here.", dir_okay=False
+        ),
     ] = None,
     as_json: AsJson = False,
     config: Config = None,
@@ -142,7 +145,7 @@ def compare(
         Path | None, typer.Option(help="Write the disagreements: .csv, .json or .parquet.", dir_okay=False)
     ] = None,
     pictures: Annotated[
-        Path | None, typer.Option(help="A contact sheet (PNG) of the worst disagreements.", dir_okay=False)
+        Path | None, typer.Option(help="A contact sheet (PNG) of the 60 worst disagreements.", dir_okay=False)
     ] = None,
     as_json: AsJson = False,
     config: Config = None,

@@ -103,6 +103,9 @@ def test_only_vectors_of_the_encoder_in_use_are_compared(plugin: Plugin) -> None
         ({"until": "20260101"}, {0}),
         ({"modality": "mr"}, {1}),
         ({"age": "60-80"}, {2}),
+        ({"age": "60-70"}, {2}),
+        ({"age": "71-80"}, set()),
+        ({"age": "70-70"}, {2}),
         ({"age": "child"}, {0}),
         ({"station": "2"}, {2}),
         ({"station": "_"}, {1}),
@@ -114,7 +117,7 @@ def test_filters_leave_what_fits(plugin: Plugin, asked: dict[str, str], kept: se
     rows = [
         {"study_date": "20260101", "patient_age": 4.0, "study_description": "CT head trauma", "station_name": "CT1"},
         {"study_date": "20260102", "patient_age": None, "modality": "MR", "station_name": "CT_3"},
-        {"study_date": "20260103", "patient_age": 70.0, "station_name": "CT2"},
+        {"study_date": "20260103", "patient_age": 70.5, "station_name": "CT2"},
     ]
     add_studies(plugin, random_vectors(3), rows=rows)
     hits = found(Searcher(plugin), "fracture", filters=Filters.parse(**asked))  # type: ignore[arg-type]

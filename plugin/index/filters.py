@@ -105,9 +105,9 @@ def _ages(text: str) -> tuple[float, float] | None:
     if text in AGE_GROUPS:
         return AGE_GROUPS[text]
     years = _AGES.fullmatch(text)
-    if years is None or int(years[1]) >= int(years[2]):
+    if years is None or int(years[1]) > int(years[2]):
         raise SearchError(f"an age is one of {', '.join(AGE_GROUPS)}, or years such as 60-80")
-    return float(years[1]), float(years[2])
+    return float(years[1]), float(years[2]) + 1  # who is 80 and some months is 80
 
 
 def _finding(text: str) -> AtLeast:
