@@ -1,7 +1,6 @@
 """What the index must know of an instance, read from its header without touching a pixel."""
 
 import hashlib
-import io
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -191,17 +190,6 @@ def find_identity(content: bytes, transfer_syntax_uid: str, *, whole: bool) -> I
     # of a deflated one all, since the full parser will not be asked for the rest
     found = find(content, encoding, _TAGS if encoding.deflated else _IDENTIFYING, whole=whole)
     return None if found is None else Identity.from_elements(found)
-
-
-def check_instance(part10: bytes) -> tuple[Dataset, str, str]:
-    """Read an encoded instance's header, and its (StudyInstanceUID, SeriesInstanceUID).
-
-    Raises:
-        plugin.spool.UnsafeUid: one of its UIDs cannot be one.
-    """
-    header = read_elements(io.BytesIO(part10))
-    identity = Identity.from_elements(header.found)
-    return header.dataset, identity.study_instance_uid, identity.series_instance_uid
 
 
 def _parse_what_was_accepted(path: Path, known: Header | None) -> Header:

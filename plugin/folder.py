@@ -132,8 +132,10 @@ def _analyse(
         check_scope(fate_rows)
         source = read_source(study, headers)
     except NothingToSay as nothing:
+        remove_results(folder)
         return Outcome(study, None, str(nothing.reason), folder)
     except FileNotFoundError:  # no header could be kept: of whom would the result speak?
+        remove_results(folder)
         return Outcome(study, None, str(Reason.HEADER), folder)
     progress("analysing", 0, 1)
     paths = {(a.series_instance_uid, a.sop_instance_uid): a.path for a in arrivals}
@@ -181,12 +183,17 @@ def _prepare(
     return replace(series, state=SeriesState.PREPARED, notes=notes), PreparedScan.load(job.prepared_path)
 
 
-def _write(plugin: Plugin, analysis: Analysis, folder: Path) -> None:
-    """Result objects and findings.json, in place of what an earlier run left; all else, such as images, stays."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for path in folder.iterdir():
+def remove_results(folder: Path) -> None:
+    """What an earlier run left there no longer holds; all else, such as images, stays."""
+    for path in folder.glob("*"):
         if path.name == FINDINGS or is_result_name(path.name):
             path.unlink()
+
+
+def _write(plugin: Plugin, analysis: Analysis, folder: Path) -> None:
+    """Result objects and findings.json, in place of what an earlier run left."""
+    remove_results(folder)
+    folder.mkdir(parents=True, exist_ok=True)
     write_files(analysis.files, folder)
     bundle = plugin.bundle
     summary = {

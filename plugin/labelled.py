@@ -20,6 +20,7 @@ from plugin.folder import read_folder
 __all__ = ["read_truth", "study_vectors"]
 
 TRUTHS = {"0": False, "0.0": False, "False": False, "1": True, "1.0": True, "True": True, "": None}
+"""What may stand for a finding: absent, present, or not known."""
 
 
 def read_truth(path: Path) -> Truth:

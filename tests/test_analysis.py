@@ -70,3 +70,15 @@ def test_results_that_go_where_the_images_lie_leave_the_images_there(tmp_path: P
         assert outcome.analysis is not None and outcome.folder == place
         written = {"findings.json", *(file.name for file in outcome.analysis.files)}
         assert {path.name for path in place.iterdir()} == before | written
+
+
+def test_results_do_not_outlive_a_run_that_has_nothing_to_say(tmp_path: Path) -> None:
+    plugin = Plugin(settings(tmp_path, model={"bundle": str(tiny_bundle())}))
+    paths, out = head_ct(tmp_path), tmp_path / "out"
+    (first,) = analyse_folder(plugin, paths, out, device="cpu", progress=lambda *_: None)
+    assert (first.folder / "findings.json").is_file()
+    (first.folder / "letter.txt").write_text("Dear colleague")
+    paths += head_ct(tmp_path, number=3, PatientID="P2")
+    (second,) = analyse_folder(plugin, paths, out, device="cpu", progress=lambda *_: None)
+    assert (second.folder, second.reason) == (first.folder, "inconsistent")
+    assert [path.name for path in second.folder.iterdir()] == ["letter.txt"]
